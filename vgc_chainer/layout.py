@@ -6,8 +6,6 @@ itself walks a model, ``sorted(model.namedparams())``, so every rank that holds 
 same model derives the same layout without talking.
 """
 
-import hashlib
-
 import numpy as np
 
 from vgc_chainer.errors import LayoutError
@@ -71,12 +69,6 @@ class Layout:
             for name, shape, dtype in zip(self.names, self.shapes, self.dtypes)
         )
 
-    def digest(self):
-        """64-bit hash of names, shapes and dtypes; equal on every rank that holds the model."""
-        return int.from_bytes(
-            hashlib.sha256(repr(self.describe()).encode()).digest()[:8], 'little', signed=True
-        )
-
     def slice(self, group):
         """Flat index range of one group, as a slice."""
         return slice(int(self.offsets[group]), int(self.offsets[group + 1]))
@@ -84,19 +76,3 @@ class Layout:
     def group_of(self, index):
         """Group that holds one flat index (host side; for error messages)."""
         return int(np.searchsorted(self.offsets, index, side='right')) - 1
-
-
-def first_difference(mine, theirs):
-    """First group in which two ``Layout.describe()`` tuples differ, in words, or None."""
-    for (name_a, shape_a, dtype_a), (name_b, shape_b, dtype_b) in zip(mine, theirs):
-        if name_a != name_b:
-            return f'parameter {name_a} here, {name_b} there'
-        if shape_a != shape_b:
-            return f'shape of parameter {name_a}: {shape_a} here, {shape_b} there'
-        if dtype_a != dtype_b:
-            return f'dtype of parameter {name_a}: {dtype_a} here, {dtype_b} there'
-    if len(mine) != len(theirs):
-        longer, where = (mine, 'here') if len(mine) > len(theirs) else (theirs, 'there')
-        extra = longer[min(len(mine), len(theirs))][0]
-        return f'parameter {extra} exists only {where}'
-    return None

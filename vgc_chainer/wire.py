@@ -1,16 +1,20 @@
 """What one rank sends in one step.
 
-A :class:`Message` is a handful of uint32 arrays; packed they lie one behind the other::
+Three things, in this order:
 
-    [table | shard counts | absent groups | dense groups | words | dense values]
+1. A :class:`Status`, of fixed size, before any residual is touched: can this rank take its
+   part, is it at the same step, has it the same model, algorithm and hyperparameters?
+2. A :class:`Header`, of fixed size: how long is the payload and each section of it?
+3. The payload, a :class:`Message`: a handful of uint32 arrays, packed one behind the other::
+
+       [table | shard counts | absent groups | dense groups | words | dense values]
 
 `table` is the compressor's own header (group exponents, bucket norms, ...). Words are in
 index order, one per element sent. *Absent* groups took no part in this step on this rank
 (their gradient was None); *dense* groups travel uncompressed, as floats.
 
-The lengths travel before the payload in a :class:`Header` of fixed size, so that every rank
-can size its receive buffer, learn whether all others could take part, and refuse a message
-that is not what it claims to be.
+A received message is not trusted: lengths, counts, group numbers and indices are checked
+before use.
 """
 
 import dataclasses
@@ -21,43 +25,72 @@ import numpy as np
 from vgc_chainer.errors import WireError
 
 VERSION = 1
-_MAGIC = 0x56474300  # 'VGC' and the version in the low byte
+_MAGIC = 0x56474300 | VERSION  # 'VGC' and the version in the low byte
 
-#: int64 fields of the header, in order.
-FIELDS = (
-    'magic',
-    'status',
-    'detail',
-    'step',
-    'layout',
-    'elements',
-    'table',
-    'shards',
-    'absent',
-    'dense',
-    'words',
-    'dense_values',
-    'checksum',
-)
-HEADER_BYTES = 8 * len(FIELDS)
-
-#: Values of the field `status`.
+#: Values of :attr:`Status.code`.
 OK, NONFINITE, FAILED = 0, 1, 2
 
 
-@dataclasses.dataclass
-class Header:
-    """Fixed-size part of a message: :data:`FIELDS` as integers.
+class _Record:
+    """A dataclass of integers that travels as a fixed-size int64 array."""
 
-    `elements` is the paper's count of parameters sent; `table` to `dense_values` are lengths in
-    32-bit words; `detail` is the group that a non-OK `status` is about; `checksum` is the
-    CRC-32 of the payload plus one, or 0 where none was asked for.
+    def pack(self):
+        """The record as int64 array."""
+        return np.array(dataclasses.astuple(self), np.int64)
+
+    @classmethod
+    def nbytes(cls):
+        """Bytes of the packed record."""
+        return 8 * len(dataclasses.fields(cls))
+
+    @classmethod
+    def unpack(cls, array, rank):
+        """Record from an int64 array received from `rank`.
+
+        Raises:
+            WireError: The record is not one of this version, or is inconsistent in itself.
+        """
+        record = cls(*(int(x) for x in array))
+        record.check(rank)
+        return record
+
+
+@dataclasses.dataclass
+class Status(_Record):
+    """Can this rank take its part in the step?
+
+    Attributes:
+        code: `OK`, `NONFINITE` or `FAILED`.
+        detail: Group that a `NONFINITE` is about.
+        step: Number of the step, counted from 1.
+        agreement: Hash of model layout, algorithm, hyperparameters and versions.
     """
 
-    status: int = OK
+    code: int = OK
     detail: int = -1
     step: int = 0
-    layout: int = 0
+    agreement: int = 0
+    magic: int = _MAGIC
+
+    def check(self, rank):
+        if self.magic != _MAGIC:
+            raise WireError(
+                f'rank {rank} speaks another wire format: mark {self.magic & 0xFFFFFFFF:#x}, '
+                f'expected {_MAGIC:#x} (version {VERSION})'
+            )
+
+
+@dataclasses.dataclass
+class Header(_Record):
+    """How long the payload is.
+
+    Attributes:
+        elements: Number of parameters sent, the paper's count.
+        table, shards, absent, dense, words, dense_values: Lengths of the sections of the
+            payload, in 32-bit words.
+        checksum: CRC-32 of the payload plus one, or 0 where none was asked for.
+    """
+
     elements: int = 0
     table: int = 0
     shards: int = 0
@@ -66,37 +99,21 @@ class Header:
     words: int = 0
     dense_values: int = 0
     checksum: int = 0
-    magic: int = _MAGIC | VERSION
 
     @property
     def payload_words(self):
         """Length of the payload in 32-bit words."""
-        return (
-            self.table + self.shards + self.absent + self.dense + self.words + self.dense_values
-        )
+        return sum(getattr(self, section) for section in _SECTIONS)
 
-    def pack(self):
-        """The header as int64 array of ``len(FIELDS)``."""
-        return np.array([getattr(self, field) for field in FIELDS], np.int64)
+    def check(self, rank):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise WireError(
+                    f'rank {rank} sent a negative {field.name}: {getattr(self, field.name)}'
+                )
 
-    @classmethod
-    def unpack(cls, array, rank):
-        """Header from an int64 array received from `rank`.
 
-        Raises:
-            WireError: Wrong magic or version, or a negative length.
-        """
-        header = cls(**{field: int(x) for field, x in zip(FIELDS, array)})
-        if header.magic != _MAGIC | VERSION:
-            raise WireError(
-                f'rank {rank} sent a header with mark {header.magic & 0xFFFFFFFF:#x}; '
-                f'expected {_MAGIC | VERSION:#x} (wire format version {VERSION})'
-            )
-        for field in FIELDS[5:12]:
-            if getattr(header, field) < 0:
-                raise WireError(f'rank {rank} sent a negative length: {field} = '
-                                f'{getattr(header, field)}')
-        return header
+_SECTIONS = ('table', 'shards', 'absent', 'dense', 'words', 'dense_values')
 
 
 def _empty_words():
@@ -125,8 +142,8 @@ class Message:
     dense_values: object = dataclasses.field(default_factory=_empty_words)
     dense_elements: int = 0
 
-    def header(self, **fields):
-        """Header that describes this message."""
+    def header(self):
+        """Header that describes this message, without checksum."""
         return Header(
             elements=int(self.words.size) + self.dense_elements,
             table=int(self.table.size),
@@ -135,7 +152,6 @@ class Message:
             dense=int(self.dense.size),
             words=int(self.words.size),
             dense_values=int(self.dense_values.size),
-            **fields,
         )
 
     def pack(self, xp):
@@ -170,7 +186,7 @@ def unpack(payload, header, layout, rank):
     if header.checksum and checksum(payload) != header.checksum:
         raise WireError(f'payload of rank {rank} fails its checksum')
     parts, start = [], 0
-    for field in ('table', 'shards', 'absent', 'dense', 'words', 'dense_values'):
+    for field in _SECTIONS:
         stop = start + getattr(header, field)
         parts.append(payload[start:stop])
         start = stop

@@ -118,7 +118,9 @@ class Compressor:
         dense_values = [self._flush(k, gradients[k], scale) for k in dense]
         for k in dense:
             gradients[k] = None
-        table, indices, negative, codes = self._encode(gradients, moments, scale)
+        # An overflow of r or v is dealt with where it matters (see residual.py).
+        with np.errstate(over='ignore'):
+            table, indices, negative, codes = self._encode(gradients, moments, scale)
         values = concatenate(xp, dense_values, layout.state_dtype)
         return Message(
             table=table,

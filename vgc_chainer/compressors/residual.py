@@ -6,7 +6,7 @@ elements are due, and changes r and v of these and of the others. They differ in
 
 import numpy as np
 
-from vgc_chainer.compressors.base import Compressor, concatenate
+from vgc_chainer.compressors.base import Compressor
 
 
 class ResidualCompressor(Compressor):
@@ -41,13 +41,10 @@ class ResidualCompressor(Compressor):
 
     def _select(self, gradients, moments, scale):
         """Accumulate and apply the rule, block by block; positions become flat indices."""
-        parts = [
-            self._select_block(start, stop, pieces, gradients, moments, scale)
-            for start, stop, pieces in self._blocks()
-        ]
-        columns = list(zip(*parts)) if parts else [(), ()]
-        dtypes = [np.int64] + [self.layout.state_dtype] * (len(columns) - 1)
-        return [concatenate(self.xp, list(c), t) for c, t in zip(columns, dtypes)]
+        blocks = list(self._blocks()) or [(0, 0, [])]
+        parts = [self._select_block(*block, gradients, moments, scale) for block in blocks]
+        columns = zip(*parts)
+        return [self.xp.concatenate(list(column)) for column in columns]
 
     def _select_block(self, start, stop, pieces, gradients, moments, scale):
         r, v = self.r[start:stop], self.v
