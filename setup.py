@@ -19,7 +19,7 @@ setup(
         'cuda13x': ['cupy-cuda13x'],
         'demo': ['scikit-learn'],
         'test': ['pytest>=8', 'pytest-timeout', 'hypothesis', 'scikit-learn'],
-        'dev': ['ruff==0.14.*'],
+        'dev': ['ruff==0.17.*'],
     },
     classifiers=[
         'License :: OSI Approved :: MIT License',

@@ -141,7 +141,7 @@ def train(args, comm=None):
 
     Args:
         args (argparse.Namespace): What `parse_args` returns.
-        comm: ChainerMN communicator to use instead of the one that `args` names.
+        comm: ChainerMN communicator to use instead of a new one as `args` say.
 
     Returns:
         dict: On every rank: ``accuracy`` (validation, after the last iteration),
@@ -151,7 +151,8 @@ def train(args, comm=None):
     Raises:
         UsageError: A device or snapshot asked for is not there. Raised on every rank.
     """
-    if comm is None:
+    own_comm = comm is None
+    if own_comm:
         comm = vgc_chainer.create_communicator(args.communicator, **communicator_options(args))
     device = select_device(args.gpu, comm)
 
@@ -221,13 +222,16 @@ def train(args, comm=None):
     if comm.rank == 0:
         plot_log(entries, args.out, f'{args.dataset}, {args.communicator}, {comm.size} workers')
     traffic = getattr(comm, 'traffic', None)  # chainermn's own communicators have none
-    return {
+    result = {
         'accuracy': entries[-1]['validation/main/accuracy'],
         'compression_ratio': traffic.compression_ratio if traffic else 1.0,
         'wire_ratio': traffic.wire_ratio if traffic else 1.0,
         'out': args.out,
         'log': entries,
     }
+    if own_comm:
+        comm.finalize()  # detaches the hook: another training in this process has its own
+    return result
 
 
 def training_length(args):

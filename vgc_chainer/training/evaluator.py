@@ -42,10 +42,11 @@ class ExactEvaluator(extensions.Evaluator):
         iterator.reset()
         target = self.eval_func or self.get_target('main')
         sums = {}
-        for batch in iterator:
+        for batch in iterator if len(iterator.dataset) else ():  # SerialIterator divides by it
             observation = {}
+            inputs = convert._call_converter(self.converter, batch, self.device)
             with reporter.report_scope(observation), chainer.no_backprop_mode():
-                target(*convert._call_converter(self.converter, batch, self.device))
+                target(*inputs) if isinstance(inputs, tuple) else target(inputs)
             for name, value in observation.items():
                 mean = float(getattr(value, 'array', value))
                 sums[name] = sums.get(name, 0.0) + mean * len(batch)
