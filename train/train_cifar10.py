@@ -70,7 +70,7 @@ def main(argv=None):
         result = train(parse_args(argv))
     if MPI.COMM_WORLD.rank == 0:
         print(
-            'accuracy={accuracy:.4f} compression_ratio={compression_ratio:.1f} '
+            '\naccuracy={accuracy:.4f} compression_ratio={compression_ratio:.1f} '
             'wire_ratio={wire_ratio:.1f} out={out}'.format(**result)
         )
 
@@ -156,20 +156,21 @@ def train(args, comm=None):
         comm = vgc_chainer.create_communicator(args.communicator, **communicator_options(args))
     device = select_device(args.gpu, comm)
 
-    # Rank 0 loads the data; each rank gets a shard of the training set and one of the validation
-    # set.
+    # The same weights on every rank, but streams of its own for dropout and order of samples.
+    seed_random_numbers(args.seed, device)
+    model = L.Classifier(NETWORKS[args.dataset]())
+    model.to_device(device)
+    seed_random_numbers([args.seed, comm.rank], device)
+
+    # Rank 0 loads the data; every rank gets a shard of the training and of the validation set.
+    # SerialIterator, since the processes that a MultiprocessIterator forks do not go with MPI.
     train_set, validation_set = LOADERS[args.dataset]() if comm.rank == 0 else (None, None)
     train_set = chainermn.scatter_dataset(train_set, comm, shuffle=True, seed=args.seed)
     validation_set = chainermn.scatter_dataset(validation_set, comm, force_equal_length=False)
     train_iterator = chainer.iterators.SerialIterator(train_set, args.batchsize)
     validation_iterator = chainer.iterators.SerialIterator(
         validation_set, args.batchsize, repeat=False, shuffle=False
-    )  # (SerialIterator: the processes that a MultiprocessIterator forks do not go with MPI)
-
-    seed_random_numbers(args.seed, device)  # the same weights on every rank ...
-    model = L.Classifier(NETWORKS[args.dataset]())
-    model.to_device(device)
-    seed_random_numbers([args.seed, comm.rank], device)  # ... its own dropout and sample order
+    )
 
     # The gradients are exchanged first; weight decay and update then are the same on every rank.
     if args.optimizer == 'adam':

@@ -42,7 +42,9 @@ def select_device(gpu, comm):
     counts = allgather_obj(comm, (number, _count_devices()))
     for rank, (wanted, count) in enumerate(counts):
         if wanted >= count:
-            raise UsageError(f'--gpu {gpu}: rank {rank} needs device {wanted}, but finds {count} devices')
+            raise UsageError(
+                f'--gpu {gpu}: rank {rank} needs device {wanted}, but finds {count} devices'
+            )
     device = chainer.get_device(f'@cupy:{number}')
     device.use()
     return device
