@@ -1,4 +1,4 @@
-"""Runs programs under mpiexec: as root, oversubscribed, with a time limit, leaving nothing behind."""
+"""Runs programs under mpiexec: as root, oversubscribed, with a time limit."""
 
 import os
 import shutil
@@ -24,7 +24,9 @@ def mpi_environment(extra=None):
         OMP_NUM_THREADS='1',
         OPENBLAS_NUM_THREADS='1',
         MPLBACKEND='Agg',
-        PYTHONPATH=os.pathsep.join([str(ROOT), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]),
+        PYTHONPATH=os.pathsep.join(
+            [str(ROOT), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+        ),
     )
     environment.update(extra or {})
     return environment

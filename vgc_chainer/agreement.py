@@ -3,9 +3,9 @@
 import hashlib
 import sys
 
+import chainer
 import numpy as np
 
-import chainer
 from vgc_chainer.errors import MismatchError
 from vgc_chainer.wire import VERSION
 

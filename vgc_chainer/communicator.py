@@ -13,10 +13,10 @@ The only module that knows second moments, compressors and transport at once::
 import dataclasses
 import json
 
-import numpy as np
-
 import chainer
+import numpy as np
 from chainermn.communicators.mpi_communicator_base import MpiCommunicatorBase
+
 from vgc_chainer import wire
 from vgc_chainer.agreement import agreement_digest, describe, first_difference, require_agreement
 from vgc_chainer.compressors.finite import first_nonfinite
@@ -140,9 +140,7 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
             RankFailedError: Another rank could not take part and has raised its own error.
         """
         params = [
-            (name, param)
-            for name, param in sorted(model.namedparams())
-            if param.array is not None
+            (name, param) for name, param in sorted(model.namedparams()) if param.array is not None
         ]
         xp = chainer.backend.get_array_module(*[param.array for _, param in params])
         self._enable_rules()

@@ -48,7 +48,7 @@ def create_communicator(communicator_name='variance', mpi_comm=None, **options):
     if communicator_name not in COMPRESSORS:
         raise ValueError(
             f'unknown communicator {communicator_name!r}; there are '
-            f'{", ".join(COMPRESSORS)} and ChainerMN\'s {", ".join(_CHAINERMN)}'
+            f"{', '.join(COMPRESSORS)} and ChainerMN's {', '.join(_CHAINERMN)}"
         )
     common = {key: options.pop(key) for key in _COMMON if key in options}
     make_compressor = functools.partial(COMPRESSORS[communicator_name], **options)

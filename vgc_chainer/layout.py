@@ -38,7 +38,9 @@ class Layout:
         self.dtypes = tuple(dtype for _, _, dtype in groups)
         for name, dtype in zip(self.names, self.dtypes):
             if dtype.type not in _SUPPORTED:
-                raise LayoutError(f'parameter {name} has dtype {dtype}; supported are float16/32/64')
+                raise LayoutError(
+                    f'parameter {name} has dtype {dtype}; supported are float16/32/64'
+                )
         if len(set(self.names)) != len(self.names):
             twice = next(n for n in self.names if self.names.count(n) > 1)
             raise LayoutError(f'parameter name {twice} appears twice')

@@ -201,8 +201,10 @@ def unpack(payload, header, layout, rank):
     if dense_elements * layout.state_dtype.itemsize != dense_values.size * 4:
         raise WireError(f'dense values of rank {rank} do not fit the groups that it names')
     if header.elements != words.size + dense_elements:
-        raise WireError(f'rank {rank} announced {header.elements} elements and sent '
-                        f'{words.size + dense_elements}')
+        raise WireError(
+            f'rank {rank} announced {header.elements} elements and sent '
+            f'{words.size + dense_elements}'
+        )
     return Message(table, words, shard_counts, absent, dense, dense_values, dense_elements)
 
 

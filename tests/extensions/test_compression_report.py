@@ -2,14 +2,14 @@
 
 import json
 
+import chainer
 import chainermn
 import numpy as np
 import pytest
-
-import chainer
-import vgc_chainer
 from chainer import training
 from chainer.training import extensions as chainer_extensions
+
+import vgc_chainer
 
 pytest.importorskip('mpi4py')
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from mpi4py import MPI
 
 import vgc_chainer  # noqa: F401  (before mpi4py and chainer)
-from mpi4py import MPI
 
 here = Path(__file__).parent
 files = [str(here / name) for name in sys.argv[1:]] or sorted(map(str, here.glob('checks_*.py')))

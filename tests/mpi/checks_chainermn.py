@@ -1,13 +1,13 @@
 """Everything else of ChainerMN works with a compressed communicator."""
 
+import chainer
+import chainer.functions as F
 import chainermn
 import numpy as np
 import pytest
 from chainermn.extensions import AllreducePersistent
 from chainermn.links import MultiNodeBatchNormalization
 
-import chainer
-import chainer.functions as F
 from tests.mpi.common import (
     Net,
     assert_replicas_identical,
@@ -102,9 +102,7 @@ def test_scatter_dataset_evaluator_and_persistents():
     data = chainermn.scatter_dataset(data, comm, shuffle=True, seed=1)
     assert comm.allreduce_obj(len(data)) >= 40
     model = chainer.links.Classifier(Net())
-    optimizer = chainermn.create_multi_node_optimizer(
-        chainer.optimizers.Adam(), comm
-    ).setup(model)
+    optimizer = chainermn.create_multi_node_optimizer(chainer.optimizers.Adam(), comm).setup(model)
     iterator = chainer.iterators.SerialIterator(data, 4)
     updater = chainer.training.StandardUpdater(iterator, optimizer)
     for _ in range(4):
@@ -182,9 +180,9 @@ def test_resumed_equals_uninterrupted(name, tmp_path):
     def fresh(seed):
         comm = created(name)
         model = Net(seed=seed)
-        optimizer = chainermn.create_multi_node_optimizer(
-            chainer.optimizers.Adam(), comm
-        ).setup(model)
+        optimizer = chainermn.create_multi_node_optimizer(chainer.optimizers.Adam(), comm).setup(
+            model
+        )
         np.random.seed(seed)
         return comm, model, optimizer, CommunicatorState(comm, optimizer)
 

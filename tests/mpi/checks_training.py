@@ -2,11 +2,11 @@
 
 import math
 
+import chainer
 import chainermn
 import numpy as np
 import pytest
 
-import chainer
 from tests.mpi.common import (
     SETTINGS,
     Net,
@@ -73,8 +73,8 @@ def test_float_words_equal_naive():
             chainer.optimizers.MomentumSGD(lr=0.1), comm
         ).setup(model)
         for step in range(6):
-            optimizer.update(lambda: chainer.functions.softmax_cross_entropy(
-                model(batch(step)[0]), batch(step)[1]))
+            x, t = batch(step)
+            optimizer.update(chainer.links.Classifier(model), x, t)
         results.append({name: param.array for name, param in model.namedparams()})
     ours, theirs = results
     for name in ours:
@@ -89,7 +89,7 @@ def test_replicas_stay_identical_and_learn(name, options):
         chainer.optimizers.Adam(alpha=0.01), comm
     ).setup(model)
     losses = []
-    for step in range(25):
+    for _ in range(25):
         # The same few samples again and again: they can be learnt by heart.
         losses.append(backward(model, 0))
         optimizer.update()
@@ -142,16 +142,16 @@ def test_gradient_none_on_some_ranks(zero_fill):
 def test_uninitialised_parameters_are_skipped_until_they_are_there():
     comm = created('variance', alpha=1.0)
     model = Net(lazy=True)
-    optimizer = chainermn.create_multi_node_optimizer(
-        chainer.optimizers.SGD(lr=0.1), comm
-    ).setup(model)
+    optimizer = chainermn.create_multi_node_optimizer(chainer.optimizers.SGD(lr=0.1), comm).setup(
+        model
+    )
     comm.bcast_data(model)
     assert comm.compressor.layout.total == sum(
         p.size for p in model.params() if p.array is not None
     )
     for step in range(3):
-        optimizer.update(lambda: chainer.functions.softmax_cross_entropy(
-            model(batch(step)[0]), batch(step)[1]))
+        x, t = batch(step)
+        optimizer.update(chainer.links.Classifier(model), x, t)
     assert comm.compressor.layout.total == sum(p.size for p in model.params())
     assert_replicas_identical(model)
 
@@ -159,9 +159,9 @@ def test_uninitialised_parameters_are_skipped_until_they_are_there():
 def test_a_model_that_changes_between_steps():
     comm = created('variance', alpha=4.0)
     model = Net(lazy=False)
-    optimizer = chainermn.create_multi_node_optimizer(
-        chainer.optimizers.SGD(lr=0.1), comm
-    ).setup(model)
+    optimizer = chainermn.create_multi_node_optimizer(chainer.optimizers.SGD(lr=0.1), comm).setup(
+        model
+    )
     for step in range(3):
         backward(model, step)
         optimizer.update()
@@ -212,9 +212,9 @@ def test_loss_scale():
 def test_overflow_under_dynamic_loss_scaling_leaves_residuals_alone():
     comm = created('variance', alpha=2.0)
     model = Net()
-    optimizer = chainermn.create_multi_node_optimizer(
-        chainer.optimizers.SGD(lr=0.1), comm
-    ).setup(model)
+    optimizer = chainermn.create_multi_node_optimizer(chainer.optimizers.SGD(lr=0.1), comm).setup(
+        model
+    )
     optimizer.loss_scaling(interval=10)
     optimizer.actual_optimizer._loss_scale = 64.0
     for step in range(2):

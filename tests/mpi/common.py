@@ -2,12 +2,12 @@
 
 import hashlib
 
-import numpy as np
-from mpi4py import MPI
-
 import chainer
 import chainer.functions as F
 import chainer.links as L
+import numpy as np
+from mpi4py import MPI
+
 import vgc_chainer
 
 world = MPI.COMM_WORLD

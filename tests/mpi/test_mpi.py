@@ -14,3 +14,11 @@ def test_checks(n):
     assert result.returncode == 0, result.stdout
     # Every rank has run every check.
     assert result.stdout.count(' passed') == n, result.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('n', [2, 8])
+def test_checks_on_one_gpu(n):
+    result = run(n, ['-m', 'tests.mpi', 'checks_gpu.py'], timeout=300)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count(' passed') == n, result.stdout

@@ -75,9 +75,9 @@ class TernGradCompressor(Compressor):
         mean = tree_sum(self.xp, wide) / gradient.size
         wide -= mean
         wide *= wide
-        return (
-            self.xp.sqrt(tree_sum(self.xp, wide) / gradient.size) * self.clip
-        ).astype(np.float32)
+        return (self.xp.sqrt(tree_sum(self.xp, wide) / gradient.size) * self.clip).astype(
+            np.float32
+        )
 
     def _decode(self, table, indices, negative, codes, rank):
         top = table.view(np.float32)[self._groups_of(indices)]

@@ -98,9 +98,7 @@ class VarianceCompressor(ResidualCompressor):
         groups = self._groups_of(indices)
         if bool((exponents[groups] == NO_EXPONENT).any()):
             raise WireError(f'rank {rank} sent elements of a group without exponent')
-        return dequantize(
-            negative, codes, exponents, groups, self.layout.state_dtype, self.xp
-        )
+        return dequantize(negative, codes, exponents, groups, self.layout.state_dtype, self.xp)
 
     def _table_words(self):
         return (len(self.layout) + 1) // 2

@@ -2,9 +2,8 @@
 
 import warnings
 
-import numpy as np
-
 import chainer
+import numpy as np
 from chainer import serializer as serializer_module
 from chainer.training import extension
 
@@ -52,8 +51,12 @@ class CommunicatorState(extension.Extension):
         state = self._comm.state() if self._is_compressed() else {}
         serializer('keys', np.array(sorted(state), dtype='U'))
         for key, value in state.items():
-            serializer(key, chainer.backends.cuda.to_cpu(value) if hasattr(value, 'dtype')
-                       else np.array(value))
+            serializer(
+                key,
+                chainer.backends.cuda.to_cpu(value)
+                if hasattr(value, 'dtype')
+                else np.array(value),
+            )
 
     def _load(self, serializer):
         state = {}

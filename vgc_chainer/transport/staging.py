@@ -6,9 +6,8 @@ receiver where the sender's array was, since ChainerMN promises that a received 
 the current device whenever the sent one did.
 """
 
-import numpy as np
-
 import chainer
+import numpy as np
 from chainer.backends import cuda
 
 
