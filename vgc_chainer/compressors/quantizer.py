@@ -23,9 +23,9 @@ NO_EXPONENT = np.int16(-32768)
 
 def scatter_max(xp, out, ids, values):
     """``out[ids] = max(out[ids], values)`` with repeated ids; integers only, so order is free."""
-    if xp is np:
-        np.maximum.at(out, ids, values)
-    else:
+    if hasattr(xp.maximum, 'at'):
+        xp.maximum.at(out, ids, values)
+    else:  # CuPy before 11
         import cupyx
 
         cupyx.scatter_max(out, ids, values)
