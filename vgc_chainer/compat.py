@@ -55,9 +55,7 @@ def repair_deconvolution_2d(source):
 
     A slip of 7.8.1, mended on Chainer's master; hit when the forward pass did not set cover_all.
     """
-    return _replace(
-        source, ('self._set_cover_all(x, W)', 'self._set_cover_all(x.shape, W.shape)')
-    )
+    return _replace(source, ('self._set_cover_all(x, W)', 'self._set_cover_all(x.shape, W.shape)'))
 
 
 def repair_memory_utility(source):
@@ -86,7 +84,8 @@ def repair_requirement_checks(source):
     library's metadata answers that.
     """
     return _replace(
-        source, ('import pkg_resources\n', 'from vgc_chainer import _pkg_resources as pkg_resources\n')
+        source,
+        ('import pkg_resources\n', 'from vgc_chainer import _pkg_resources as pkg_resources\n'),
     )
 
 
@@ -184,7 +183,7 @@ def _require_chainer():
     except importlib.metadata.PackageNotFoundError:
         return
     raise ImportError(
-        f'the old package chainermn {old} is installed and hides the chainermn that Chainer brings: '
+        f'the old package chainermn {old} is installed and hides that of Chainer: '
         f'pip uninstall chainermn, then {_INSTALL} --force-reinstall --no-deps'
     )
 

@@ -41,9 +41,8 @@ def random_step(layout, rng, scale=0.1, noise=1.0):
         for shape, dtype in zip(layout.shapes, layout.dtypes)
     ]
     moments = [
-        (g.astype(layout.state_dtype) ** 2 / 8) * (1 + noise * rng.random(g.shape)).astype(
-            layout.state_dtype
-        )
+        (g.astype(layout.state_dtype) ** 2 / 8)
+        * (1 + noise * rng.random(g.shape)).astype(layout.state_dtype)
         for g in gradients
     ]
     return gradients, moments

@@ -45,9 +45,7 @@ def test_mean_of_three_ranks(name, options, dtype):
         messages = [
             sent_over_the_wire(c.compress(*random_step(layout, rng)), layout) for c in ranks
         ]
-        expected = sum(decoded(ranks[0], m) for m in messages) / np.asarray(
-            3, layout.state_dtype
-        )
+        expected = sum(decoded(ranks[0], m) for m in messages) / np.asarray(3, layout.state_dtype)
         for compressor in ranks:
             out = [np.full(shape, np.nan, dtype) for shape in layout.shapes]
             compressor.decode(messages, out)
@@ -253,7 +251,9 @@ def test_word_roundtrip(data, code_bits, index_bits):
     total = min(5 << index_bits, 10_000_000)
     index_bits = min(index_bits, 31 - code_bits)
     words = WordFormat(code_bits, index_bits)
-    indices = np.array(sorted(data.draw(st.sets(st.integers(0, total - 1), max_size=50))), np.int64)
+    indices = np.array(
+        sorted(data.draw(st.sets(st.integers(0, total - 1), max_size=50))), np.int64
+    )
     n = indices.size
     negative = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)
     codes = np.array(

@@ -2,9 +2,9 @@
 
 A function hook sees the functions of a pass one by one and cannot tell two passes apart: gradients
 that were cleared in between and gradients that are being accumulated look the same. All of
-``Variable.backward`` and ``chainer.backward`` runs through one function of Chainer, which is wrapped
-while a hook is attached (Chainer is frozen at 7.8.1). ``chainer.grad`` does not run through it,
-and leaves ``param.grad`` alone, too.
+``Variable.backward`` and ``chainer.backward`` runs through one function of Chainer, which is
+wrapped while a hook is attached (Chainer is frozen at 7.8.1). ``chainer.grad`` does not run
+through it, and leaves ``param.grad`` alone, too.
 """
 
 import threading

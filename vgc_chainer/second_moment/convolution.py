@@ -9,13 +9,13 @@ each other's place: ``c_z[i, o, k] = sum_p x_z[i, p] * gy_z[o, window k of p]``.
 convolutions are grouped ones in Chainer. A bias receives the sum of gy over positions.
 """
 
-import numpy as np
-
 import chainer
+import numpy as np
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
 from chainer.functions.connection.convolution_nd import ConvolutionND
 from chainer.functions.connection.deconvolution_2d import Deconvolution2DFunction
 from chainer.functions.connection.deconvolution_nd import DeconvolutionND
+
 from vgc_chainer.second_moment.registry import register
 from vgc_chainer.second_moment.terms import OuterTerm, SampleTerm
 

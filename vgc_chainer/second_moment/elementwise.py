@@ -1,10 +1,11 @@
 """Bias and Scale, and sums and products written out: y = x + p, y = x * p, p broadcast.
 
-The contribution of sample z to p is gy_z, for a product gy_z * x_z, summed over the axes along which
-p was broadcast.
+The contribution of sample z to p is gy_z, for a product gy_z * x_z, summed over the axes
+along which p was broadcast.
 """
 
 from chainer.functions.math.basic_math import Add, Mul, MultiAdd, Sub
+
 from vgc_chainer.second_moment.registry import register
 from vgc_chainer.second_moment.terms import SampleTerm, widened
 

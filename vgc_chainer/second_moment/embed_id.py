@@ -6,6 +6,7 @@ row up; to all other rows it is zero.
 
 import chainer
 from chainer.functions.connection.embed_id import EmbedIDFunction
+
 from vgc_chainer.second_moment.registry import register
 from vgc_chainer.second_moment.terms import EmbedTerm
 

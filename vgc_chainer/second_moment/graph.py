@@ -17,6 +17,7 @@ from chainer.functions.array.expand_dims import ExpandDims
 from chainer.functions.array.reshape import Reshape
 from chainer.functions.array.squeeze import Squeeze
 from chainer.functions.array.transpose import Transpose
+
 from vgc_chainer.second_moment.registry import find_rule
 
 _RESHAPES = (Reshape, ExpandDims, Squeeze)
@@ -34,7 +35,7 @@ class Use:
         shape: Shape in which the parameter enters the function, before any broadcasting.
         n_samples: Number of samples in this use.
         rule: The registered rule, or None.
-        in_data, out_grad: Arrays, while the rule runs: inputs and output gradients of the function.
+        in_data, out_grad: While the rule runs, arrays: the function's inputs and output gradients.
     """
 
     function: object
@@ -60,8 +61,11 @@ class Use:
                 term = term.reshaped(function.inputs[0].shape)
             elif isinstance(function, Transpose):
                 axes = function.axes
-                term = term.transposed(tuple(reversed(range(len(term.shape)))) if axes is None
-                                       else [axis % len(term.shape) for axis in axes])
+                term = term.transposed(
+                    tuple(reversed(range(len(term.shape))))
+                    if axes is None
+                    else [axis % len(term.shape) for axis in axes]
+                )
         return term
 
 
@@ -135,8 +139,7 @@ def _samples_of_output(function, counts):
     rows = y.shape[0]
     fold = type(function) in _RESHAPES
     kept = [
-        n for x, n in known
-        if n and (rows % n == 0 if fold else x.shape and x.shape[0] == rows)
+        n for x, n in known if n and (rows % n == 0 if fold else x.shape and x.shape[0] == rows)
     ]
     return min(kept, default=rows)
 

@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 
+import chainer
 import numpy as np
 
-import chainer
 from vgc_chainer.second_moment import backprop
 from vgc_chainer.second_moment.graph import read_graph
 from vgc_chainer.second_moment.registry import UnsupportedFunctionError
@@ -234,6 +234,6 @@ def _explain(name, use):
         reason = 'whose other inputs do not depend on data'
     return (
         f'parameter {name} of layer {layer} is used by function {use.function.label}, {reason} '
-        "there. Register a rule (vgc_chainer.second_moment.register), or choose unsupported='batch' "
-        "or 'dense'"
+        'there. Register a rule (vgc_chainer.second_moment.register), or choose '
+        "unsupported='batch' or 'dense'"
     )

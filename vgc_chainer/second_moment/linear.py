@@ -10,6 +10,7 @@ Where several rows belong to one sample (``n_batch_axes`` > 1, or a user's own (
 
 import chainer
 from chainer.functions.connection.linear import LinearFunction
+
 from vgc_chainer.second_moment.registry import register
 from vgc_chainer.second_moment.terms import OuterTerm, SampleTerm
 

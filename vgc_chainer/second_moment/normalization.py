@@ -5,19 +5,19 @@ gy_z * x_hat_z. With BatchNorm the samples interact through the batch statistics
 constants (PAPER.md section 12, [C]). The contributions add up to the ordinary gradient exactly.
 
 ChainerMN's MultiNodeBatchNormalization averages the gradients of gamma and beta over its p ranks
-inside the backward pass: ``g = sum over ranks of g_k / p``. The second moment that belongs to it is
-``sum over ranks of s_k / p^2``, of which ``s_k / p`` is this rank's unbiased estimate [D].
+inside the backward pass: ``g = sum over ranks of g_k / p``. The second moment that belongs to it
+is ``sum over ranks of s_k / p^2``, of which ``s_k / p`` is this rank's unbiased estimate [D].
 """
 
-import numpy as np
-
 import chainer
+import numpy as np
 from chainer.functions.normalization.batch_normalization import (
     BatchNormalization,
     FixedBatchNormalization,
 )
 from chainer.functions.normalization.group_normalization import GroupNormalization
 from chainer.functions.normalization.layer_normalization import LayerNormalization
+
 from vgc_chainer.second_moment.registry import register
 from vgc_chainer.second_moment.terms import SampleTerm, widened
 

@@ -8,9 +8,9 @@ its numbers underflow. Samples are worked off in chunks, so that the contributio
 never exist at the same time.
 """
 
+import chainer
 import numpy as np
 
-import chainer
 from vgc_chainer.second_moment.registry import UnsupportedFunctionError
 
 #: Bytes of per-sample products that NumPy squares at a time: they should stay in cache.
@@ -245,9 +245,9 @@ def total_square_sum(terms, memory, what):
     counts = {term.n_samples for term in terms}
     if len(counts) > 1:
         raise UnsupportedFunctionError(
-            f'parameter {what} is used with different numbers of samples ({sorted(counts)}) in one '
-            "backward pass: its uses cannot be added sample by sample. Set unsupported='batch' or "
-            "'dense' for it"
+            f'parameter {what} is used with different numbers of samples ({sorted(counts)}) in '
+            'one backward pass: its uses cannot be added sample by sample. Set '
+            "unsupported='batch' or 'dense' for it"
         )
     if len(terms) == 1:
         return first.square_sum(memory)
