@@ -10,6 +10,7 @@ setup(
     long_description_content_type='text/x-rst',
     license='MIT',
     packages=find_packages(include=['vgc_chainer', 'vgc_chainer.*']),
+    package_data={'vgc_chainer.compressors.cuda': ['*.cu']},
     python_requires='>=3.9, <3.13',
     # Chainer's source package builds with setuptools < 81 only: see `make setup` and the README.
     install_requires=['chainer==7.8.1', 'numpy>=1.23', 'matplotlib>=3.5', 'packaging'],

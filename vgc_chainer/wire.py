@@ -132,6 +132,7 @@ class Message:
         dense: uint32 group numbers that travel uncompressed (host).
         dense_values: uint32 view of their values in the layout's state dtype, group by group.
         dense_elements: How many elements `dense_values` holds.
+        packed: The payload, where the sections above are cut out of it already; else None.
     """
 
     table: object = dataclasses.field(default_factory=_empty_words)
@@ -141,6 +142,7 @@ class Message:
     dense: object = dataclasses.field(default_factory=_empty_words)
     dense_values: object = dataclasses.field(default_factory=_empty_words)
     dense_elements: int = 0
+    packed: object = dataclasses.field(default=None, repr=False, compare=False)
 
     def header(self):
         """Header that describes this message, without checksum."""
@@ -156,6 +158,8 @@ class Message:
 
     def pack(self, xp):
         """The payload as one contiguous uint32 array on `xp`."""
+        if self.packed is not None:
+            return self.packed
         parts = (
             self.table,
             self.shard_counts,

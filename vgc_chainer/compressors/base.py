@@ -32,12 +32,17 @@ class Compressor:
         name: Name in :func:`vgc_chainer.create_communicator`.
         uses_second_moment: Whether :meth:`compress` needs second moments.
         state_names: Names of the flat state arrays, each as long as the layout.
+
+    Attributes:
+        use_kernels: On CuPy, let CUDA kernels take over whole passes where there are any; False
+            leaves them to the array code, with the same results. Set before :meth:`prepare`.
     """
 
     name = None
     uses_second_moment = False
     state_names = ()
     code_bits = 0
+    use_kernels = True
 
     def __init__(self):
         self.words = WordFormat(self.code_bits)
@@ -46,6 +51,7 @@ class Compressor:
         self.rank = 0
         self.step = 0
         self._state = {}
+        self._passes = None
 
     # -- what a subclass defines
 
@@ -83,6 +89,7 @@ class Compressor:
         self.layout, self.xp, self.rank = layout, xp, rank
         self._offsets = xp.asarray(layout.offsets)
         self._state = {n: xp.zeros(layout.total, layout.state_dtype) for n in self.state_names}
+        self._passes = self._kernel_passes()
         if old_layout is None:
             return
         was = {name: k for k, name in enumerate(old_layout.names)}
@@ -110,6 +117,10 @@ class Compressor:
         """
         xp, layout = self.xp, self.layout
         self.step += 1
+        if self._passes is not None:
+            message = self._passes.compress(gradients, moments, scale)
+            if message is not None:
+                return message
         absent = [k for k, g in enumerate(gradients) if g is None]
         gradients = [None if g is None else g.reshape(-1) for g in gradients]
         if moments is not None:
@@ -145,6 +156,8 @@ class Compressor:
         Raises:
             WireError: A message does not fit the layout; `gradients` are then unchanged.
         """
+        if self._passes is not None and self._passes.decode(messages, gradients, scale):
+            return
         layout = self.layout
         total = self.xp.zeros(layout.total, layout.state_dtype)
         for rank, message in enumerate(messages):
@@ -187,7 +200,10 @@ class Compressor:
                 )
             values = self._decode(message.table, indices, negative, codes, rank)
             out[indices] += values
-        dense = message.dense_values.view(layout.state_dtype)
+        dense = message.dense_values
+        if dense.ctypes.data % 8 if xp is np else dense.data.ptr % 8:
+            dense = dense.copy()  # a payload is aligned to four bytes only
+        dense = dense.view(layout.state_dtype)
         start = 0
         for group in message.dense:
             stop = start + layout.sizes[int(group)]
@@ -218,6 +234,13 @@ class Compressor:
         self.step = int(state['step'])
 
     # -- helpers for subclasses
+
+    def _kernel_passes(self):
+        if self.xp is np:
+            return None
+        from vgc_chainer.compressors import cuda
+
+        return cuda.passes_for(self)
 
     def _dense_groups(self, gradients, moments):
         if not self.uses_second_moment:

@@ -11,7 +11,9 @@ def first_nonfinite(arrays, xp=np):
         xp: numpy or cupy. On CuPy the answer costs one synchronisation.
     """
     if xp is not np:
-        return _first_on_device(arrays, xp)
+        from vgc_chainer.compressors.cuda.finite import first_nonfinite as on_device
+
+        return on_device(arrays)
     for number, array in enumerate(arrays):
         if array is None:
             continue
@@ -21,12 +23,3 @@ def first_nonfinite(arrays, xp=np):
         if suspicious and not np.isfinite(array).all():
             return number
     return -1
-
-
-def _first_on_device(arrays, xp):
-    numbers = [number for number, array in enumerate(arrays) if array is not None]
-    if not numbers:
-        return -1
-    finite = xp.stack([xp.isfinite(arrays[number]).all() for number in numbers]).get()
-    bad = np.flatnonzero(~finite)
-    return numbers[bad[0]] if bad.size else -1

@@ -1,0 +1,373 @@
+"""The passes of a compressor as kernel launches: gradient to message, messages to gradient.
+
+Both return at once with "not mine" where the kernels do not apply, before anything is changed,
+and the array code runs instead.
+"""
+
+import cupy
+import numpy as np
+
+from vgc_chainer.compressors.cuda.source import kernel
+from vgc_chainer.compressors.cuda.tables import (
+    CODES,
+    ReadBack,
+    Upload,
+    codes,
+    contiguous,
+    pointers,
+)
+from vgc_chainer.compressors.quantizer import NO_EXPONENT
+from vgc_chainer.wire import Message
+
+#: Launch shape of the pass over all parameters: threads a block, elements a thread.
+THREADS, ITEMS = 256, 8
+#: Elements a warp decodes.
+DECODE_TILE = 512
+
+#: Number of each algorithm in common.cu.
+_RULES = {'variance': 0, 'hybrid': 1, 'strom': 2, 'qsgd': 3, 'terngrad': 4, 'none': 5}
+_RESIDUAL = ('variance', 'hybrid', 'strom')
+_WARPS = 8
+
+
+def _blocks(n, size):
+    return (max(1, -(-int(n) // size)),)
+
+
+class KernelPasses:
+    """Kernels, static tables and staging buffers of one prepared compressor."""
+
+    def __init__(self, compressor):
+        self.compressor = compressor
+        self.layout = layout = compressor.layout
+        self.rule = _RULES.get(compressor.name, -1)
+        self._defines = {'STATE_BYTES': layout.state_dtype.itemsize, 'RULE': self.rule}
+        self._upload, self._read_back = Upload(), ReadBack()
+        self._offsets = cupy.asarray(layout.offsets)
+        if compressor.name in _RESIDUAL:
+            self._cut_compress_tiles()
+        self._cut_decode_tiles()
+
+    def _cut_compress_tiles(self):
+        """Tiles of the compress pass: at most `tile` elements of one group."""
+        self.threads, self.items = THREADS, ITEMS
+        self.tile = self.threads * self.items
+        each = [-(-size // self.tile) for size in self.layout.sizes]
+        first = np.concatenate([[0], np.cumsum(each, dtype=np.int64)])
+        self.tiles = int(first[-1])
+        self._first_tile = cupy.asarray(first.astype(np.int32))
+        self._tile_group = cupy.asarray(np.repeat(np.arange(len(each), dtype=np.int32), each))
+
+    def _cut_decode_tiles(self):
+        """Tiles of the decode pass: `DECODE_TILE` elements, of whatever groups."""
+        layout = self.layout
+        self.decode_tile = DECODE_TILE
+        self.decode_tiles = -(-layout.total // DECODE_TILE)
+        starts = np.minimum(
+            np.arange(self.decode_tiles + 1, dtype=np.int64) * DECODE_TILE, layout.total
+        )
+        groups = np.searchsorted(layout.offsets, starts, side='right') - 1
+        self._tile_first_group = cupy.asarray(groups.astype(np.int32))
+
+    # -- compress
+
+    def compress(self, gradients, moments, scale):
+        """Message of this step, or None if the array code must do it."""
+        launched = self.launch_compress(gradients, moments, scale)
+        return None if launched is None else self.collect(*launched)
+
+    def launch_compress(self, gradients, moments, scale):
+        """Enqueue the compress pass without waiting for it; arguments of :meth:`collect`."""
+        compressor, layout = self.compressor, self.layout
+        if compressor.name not in _RESIDUAL or not layout.total:
+            return None
+        if not self._fit(gradients, layout.sizes):
+            return None
+        absent = [k for k, g in enumerate(gradients) if g is None]
+        dense, dense_values = [], []
+        if compressor.uses_second_moment:
+            if not self._fit(moments, layout.sizes):
+                return None
+            dense = [k for k, g in enumerate(gradients) if g is not None and moments[k] is None]
+            moments = self._in_state_dtype(moments)
+            if dense:
+                dense_values = [
+                    compressor._flush(k, gradients[k].reshape(-1), scale) for k in dense
+                ]
+                gradients = list(gradients)
+                for k in dense:
+                    gradients[k] = None
+        else:
+            moments = [None] * len(layout)
+        gradients = contiguous(gradients)
+        packed, head = self._launch(gradients, moments, scale, absent, dense)
+        return packed, head, absent, dense, dense_values
+
+    def _fit(self, arrays, sizes):
+        """Whether all arrays are CuPy's, of the right size and no wider than the state."""
+        widest = CODES[self.layout.state_dtype.char]
+        return all(
+            a is None
+            or (
+                isinstance(a, cupy.ndarray)
+                and a.size == size
+                and 0 < CODES.get(a.dtype.char, 0) <= widest
+            )
+            for a, size in zip(arrays, sizes)
+        )
+
+    def _in_state_dtype(self, moments):
+        dtype = self.layout.state_dtype
+        return contiguous(
+            [s if s is None or s.dtype == dtype else s.astype(dtype) for s in moments]
+        )
+
+    def _launch(self, gradients, moments, scale, absent, dense):
+        compressor, layout = self.compressor, self.layout
+        groups, shards = len(layout), compressor.words.n_shards(layout.total)
+        lists = np.array(absent + dense, np.uint32)
+        listed = np.zeros((lists.size + 1) // 2, np.int64)
+        listed.view(np.uint32)[: lists.size] = lists
+        tops = np.full((groups + 1) // 2, NO_EXPONENT, np.int32).repeat(2).view(np.int64)
+        at = self._upload.send(
+            gradients=pointers(gradients),
+            moments=pointers(moments),
+            codes=codes(gradients),
+            tops=tops,
+            lists=listed,
+        )
+        table = compressor._table_words()
+        head = table + shards + lists.size
+        # At most 8 bytes a parameter beside r and v, back in CuPy's pool after the step.
+        scratch = cupy.empty(layout.total, np.uint32)
+        packed = cupy.empty(head + layout.total, np.uint32)
+        counts = cupy.empty((3, self.tiles), np.uint32)
+        selected, fitting, starts = counts
+        exponents = compressor.name == 'variance'
+        if not exponents:
+            fitting = selected
+        hold = exponents and compressor.unrepresentable == 'hold'
+        feedback = exponents and compressor.error_feedback
+        state = self._state_pointers()
+        tiles = (self._offsets, self._tile_group, self._first_tile)
+        compressor_alpha = getattr(compressor, 'alpha', 0.0)
+        self._kernel('accumulate', 'residual', THREADS=self.threads, ITEMS=self.items)(
+            (self.tiles,),
+            (self.threads,),
+            (
+                at['gradients'],
+                at['moments'],
+                at['codes'],
+                at['tops'],
+                *tiles,
+                *state,
+                scratch,
+                selected,
+                1.0 / scale,
+                1.0 / (scale * scale),
+                compressor_alpha,
+                getattr(compressor, 'zeta', 1.0),
+                getattr(compressor, 'tau', 0.0),
+                int(hold or feedback),
+                int(hold),
+            ),
+        )
+        rows = _blocks(self.tiles, _WARPS)
+        if exponents:
+            self._kernel('count_fitting', 'compress')(
+                rows,
+                (32 * _WARPS,),
+                (at['tops'], *tiles, scratch, selected, fitting, self.tiles, self.tile),
+            )
+        self._kernel('scan_tiles', 'compress')(
+            (1,),
+            (1024,),
+            (
+                fitting,
+                starts,
+                self.tiles,
+                at['tops'],
+                groups,
+                int(exponents),
+                packed,
+                table,
+                shards,
+                at['lists'],
+                int(lists.size),
+            ),
+        )
+        self._kernel('emit_words', 'compress')(
+            rows,
+            (32 * _WARPS,),
+            (
+                at['tops'],
+                *tiles,
+                scratch,
+                selected,
+                starts,
+                self.tiles,
+                self.tile,
+                *state,
+                packed.data.ptr + 4 * table,
+                shards,
+                compressor.words.index_bits,
+                packed.data.ptr + 4 * head,
+                int(exponents),
+                0,
+                int(feedback),
+                int(hold),
+            ),
+        )
+        return packed, head
+
+    def _state_pointers(self):
+        """Addresses of r and v; 0 for a state that the algorithm does not have."""
+        state = self.compressor._state
+        return [state[name].data.ptr if name in state else 0 for name in ('r', 'v')]
+
+    def _kernel(self, name, *files, **defines):
+        return kernel(name, files, **self._defines, **defines)
+
+    def collect(self, packed, head, absent, dense, dense_values):
+        """Message of an enqueued compress pass: reads the counts, the only synchronisation."""
+        compressor, layout = self.compressor, self.layout
+        table = compressor._table_words()
+        shards = compressor.words.n_shards(layout.total)
+        counts = self._read_back.read(packed.data.ptr + 4 * table, shards, np.uint32)
+        stop = head + int(counts.sum(dtype=np.int64))
+        values = (
+            cupy.concatenate(dense_values) if dense_values else cupy.empty(0, layout.state_dtype)
+        )
+        return Message(
+            table=packed[:table],
+            words=packed[head:stop],
+            shard_counts=counts,
+            absent=np.array(absent, np.uint32),
+            dense=np.array(dense, np.uint32),
+            dense_values=values.view(np.uint32),
+            dense_elements=int(values.size),
+            packed=None if dense else packed[:stop],
+        )
+
+    # -- decode
+
+    def decode(self, messages, gradients, scale):
+        """Whether the gradients were written; otherwise nothing was."""
+        launched = self.launch_decode(messages, gradients, scale)
+        if launched is None:
+            return False
+        refused, copies = launched
+        if self._read_back.read(refused, 1, np.int64)[0]:
+            return False  # the array code finds out what is wrong, and says so
+        for target, copy in copies:
+            target[...] = copy
+        return True
+
+    def launch_decode(self, messages, gradients, scale):
+        """Enqueue both launches; ``(address of the flag, [(gradient, its contiguous copy)])``."""
+        compressor, layout = self.compressor, self.layout
+        words = compressor.words
+        if (
+            self.rule < 0
+            or not layout.total
+            or (1 << words.index_bits) < self.decode_tile
+            or not all(self._known(message) for message in messages)
+            or not all(
+                g is None
+                or (isinstance(g, cupy.ndarray) and g.size == n and g.dtype.char in CODES)
+                for g, n in zip(gradients, layout.sizes)
+            )
+        ):
+            return None
+        targets = [
+            g if g is None or g.flags.c_contiguous else cupy.empty(g.shape, g.dtype)
+            for g in gradients
+        ]
+        shards = words.n_shards(layout.total)
+        counts = [message.words.size for message in messages]
+        at = self._upload.send(
+            words=pointers([message.words for message in messages]),
+            tables=pointers([message.table for message in messages]),
+            counts=counts,
+            shard_first=self._shard_starts(messages) if shards > 1 else [],
+            dense=self._dense_pointers(messages),
+            gradients=pointers(targets),
+            codes=codes(targets),
+            refused=[0],
+        )
+        starts = cupy.empty((self.decode_tiles + 1) * len(messages), np.uint32)
+        static = (layout.total, self.decode_tiles, self._offsets, self._tile_first_group)
+        defines = {'TILE': self.decode_tile}
+        self._kernel('find_tiles', 'decode', **defines)(
+            (*_blocks(max(counts) + 1, 256), len(messages)),
+            (256,),
+            (
+                at['words'],
+                at['tables'],
+                at['counts'],
+                at['shard_first'],
+                len(messages),
+                shards,
+                words.index_bits,
+                *static,
+                starts,
+                at['refused'],
+            ),
+        )
+        first_bucket = getattr(compressor, '_device_first_bucket', None)
+        self._kernel('write_mean', 'decode', **defines)(
+            _blocks(self.decode_tiles, _WARPS),
+            (32 * _WARPS,),
+            (
+                at['words'],
+                at['tables'],
+                at['dense'] if any(message.dense.size for message in messages) else 0,
+                at['gradients'],
+                at['codes'],
+                len(messages),
+                len(layout),
+                words.index_bits,
+                (1 << words.code_bits) - 1,
+                getattr(compressor, 'bucket_size', 1),
+                getattr(compressor, 'tau', 0.0),
+                0 if first_bucket is None else first_bucket.data.ptr,
+                *static,
+                starts,
+                at['refused'],
+                scale,
+            ),
+        )
+        copies = [(g, t) for g, t in zip(gradients, targets) if t is not g]
+        return at['refused'], copies
+
+    def _known(self, message):
+        """Whether a message has what its lengths promise, and lies where kernels can read it."""
+        compressor, layout = self.compressor, self.layout
+        return (
+            message.table.size == compressor._table_words()
+            and message.shard_counts.size == compressor.words.n_shards(layout.total)
+            and int(message.shard_counts.sum(dtype=np.int64)) == message.words.size < 1 << 31
+            and all(
+                isinstance(array, cupy.ndarray) and array.flags.c_contiguous
+                for array in (message.words, message.table, message.dense_values)
+            )
+        )
+
+    def _shard_starts(self, messages):
+        starts = np.zeros((len(messages), messages[0].shard_counts.size + 1), np.int64)
+        for row, message in zip(starts, messages):
+            np.cumsum(message.shard_counts, dtype=np.int64, out=row[1:])
+        return starts.reshape(-1)
+
+    def _dense_pointers(self, messages):
+        """Address of the values of every dense group, messages x groups; nothing if none has."""
+        if not any(message.dense.size for message in messages):
+            return []
+        layout = self.layout
+        table = np.zeros((len(messages), len(layout)), np.int64)
+        for row, message in zip(table, messages):
+            at = message.dense_values.data.ptr
+            for group in message.dense:
+                row[int(group)] = at
+                at += layout.sizes[int(group)] * layout.state_dtype.itemsize
+        return table.reshape(-1)
