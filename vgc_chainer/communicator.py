@@ -29,6 +29,29 @@ from vgc_chainer.transport.mpi import MPITransport
 from vgc_chainer.transport.staging import HostStaging
 
 
+def initialised_parameters(model):
+    """``(name, parameter)`` of a link in wire order, uninitialised ones left out."""
+    return [(n, p) for n, p in sorted(model.namedparams()) if p.array is not None]
+
+
+@dataclasses.dataclass
+class Contribution:
+    """What one rank brings into one step.
+
+    Attributes:
+        status: :class:`~vgc_chainer.wire.Status`.
+        gradients, moments: One array a group or None, as the compressor takes them.
+        scale: Loss scale that they carry.
+        failure: Exception that kept this rank from taking part.
+    """
+
+    status: wire.Status
+    gradients: list = None
+    moments: list = None
+    scale: float = 1.0
+    failure: Exception = None
+
+
 class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
     """ChainerMN communicator that compresses gradients; everything else is inherited.
 
@@ -139,35 +162,17 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
             MismatchError: Ranks differ in model or hyperparameters; on every rank.
             RankFailedError: Another rank could not take part and has raised its own error.
         """
-        params = [
-            (name, param) for name, param in sorted(model.namedparams()) if param.array is not None
-        ]
+        params = initialised_parameters(model)
         xp = chainer.backend.get_array_module(*[param.array for _, param in params])
         self._enable_rules()
-        failure, gradients, moments, scale = None, [], None, 1.0
-        status = wire.Status(step=self.compressor.step + 1)
-        try:
-            self._require_layout(params, model, xp)
-            status.agreement = self._agreement
-            gradients, moments, scale = self._inputs(params, zero_fill)
-            status.detail = self._first_nonfinite(gradients, moments, xp)
-            if status.detail >= 0:
-                status.code = wire.NONFINITE
-        except Exception as error:  # told to all ranks first, then raised
-            failure, status.code = error, wire.FAILED
-        finally:
-            if self.hook is not None:
-                self.hook.clear()
+        part = self._contribution(model, params, xp, zero_fill)
         with self.timings.measure('communicate'):
-            statuses = self._exchange(status)
-        if not self._all_ready(statuses, failure, params, scale):
+            statuses = self._exchange(part.status)
+        if not self._all_ready(statuses, part.failure, params, part.scale):
             return
         with self.timings.measure('compress', xp):
-            message = self.compressor.compress(gradients, moments, scale)
-        messages = self._gather(message, xp)
-        with self.timings.measure('decode', xp):
-            targets = self._targets(params, messages, zero_fill)
-            self.compressor.decode(messages, targets, scale)
+            message = self.compressor.compress(part.gradients, part.moments, part.scale)
+        self._write_mean(params, self._gather(message, xp), part.scale, xp)
 
     # -- snapshots
 
@@ -205,6 +210,23 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
             setattr(self.traffic, field.name, int(state[f'traffic/{field.name}']))
 
     # -- a step, part by part
+
+    def _contribution(self, model, params, xp, zero_fill):
+        """What this rank brings into the step. An error is kept, to be told to all ranks first."""
+        part = Contribution(wire.Status(step=self.compressor.step + 1))
+        try:
+            self._require_layout(params, model, xp)
+            part.status.agreement = self._agreement
+            part.gradients, part.moments, part.scale = self._inputs(params, zero_fill)
+            part.status.detail = self._first_nonfinite(part.gradients, part.moments, xp)
+            if part.status.detail >= 0:
+                part.status.code = wire.NONFINITE
+        except Exception as error:
+            part.failure, part.status.code = error, wire.FAILED
+        finally:
+            if self.hook is not None:
+                self.hook.clear()
+        return part
 
     def _inputs(self, params, zero_fill):
         """This rank's gradients, second moments and loss scale."""
@@ -315,7 +337,11 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
             for rank, (payload, header) in enumerate(zip(payloads, headers))
         ]
 
-    def _targets(self, params, messages, zero_fill):
+    def _write_mean(self, params, messages, scale, xp):
+        with self.timings.measure('decode', xp):
+            self.compressor.decode(messages, self._targets(params, messages), scale)
+
+    def _targets(self, params, messages):
         """Gradient arrays to write; None where no rank has anything for a parameter."""
         everywhere = set(range(len(params)))
         for message in messages:
@@ -339,17 +365,20 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
         self._observe(model)
 
     def _observe(self, model):
-        params = [(n, p) for n, p in sorted(model.namedparams()) if p.array is not None]
+        params = initialised_parameters(model)
         xp = chainer.backend.get_array_module(*[param.array for _, param in params])
         self._layout_of = tuple((name, param.shape, param.dtype) for name, param in params)
         self._layout = Layout(self._layout_of)
-        self.compressor.prepare(self._layout, xp, self.rank)
+        self._prepare_compressor(xp)
         self._description = describe(self, model)
         self._agreement = agreement_digest(self._description)
         if self.hook is not None:
             self.hook.observe(model)
             self.hook.clear()
             self.hook.attach()
+
+    def _prepare_compressor(self, xp):
+        self.compressor.prepare(self._layout, xp, self.rank)
 
     def _bcast_array(self, array):
         host = np.ascontiguousarray(chainer.backends.cuda.to_cpu(array))
