@@ -12,4 +12,13 @@ from vgc_chainer.factory import create_communicator  # noqa: E402
 
 __version__ = '0.1.0'
 
-__all__ = ['compressors', 'create_communicator', 'errors', 'extensions']
+__all__ = ['VirtualUpdater', 'compressors', 'create_communicator', 'errors', 'extensions']
+
+
+def __getattr__(name):
+    # Needs chainermn, and that mpi4py; import vgc_chainer must work without.
+    if name == 'VirtualUpdater':
+        from vgc_chainer.virtual import VirtualUpdater
+
+        return VirtualUpdater
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -31,7 +31,8 @@ def create_communicator(communicator_name='variance', mpi_comm=None, **options):
         mpi_comm: mpi4py communicator; ``MPI.COMM_WORLD`` by default.
         options: Hyperparameters of the algorithm, and for all compressed communicators
             `unsupported`, `nonfinite`, `second_moment_memory`, `checksum`: see
-            :class:`~vgc_chainer.communicator.CompressedCommunicator`.
+            :class:`~vgc_chainer.communicator.CompressedCommunicator`. ``virtual_workers=p`` makes
+            p workers that take turns in this process: see :mod:`vgc_chainer.virtual`.
 
     Returns:
         A ChainerMN communicator.
@@ -50,9 +51,14 @@ def create_communicator(communicator_name='variance', mpi_comm=None, **options):
             f'unknown communicator {communicator_name!r}; there are '
             f"{', '.join(COMPRESSORS)} and ChainerMN's {', '.join(_CHAINERMN)}"
         )
+    virtual_workers = options.pop('virtual_workers', None)
     common = {key: options.pop(key) for key in _COMMON if key in options}
     make_compressor = functools.partial(COMPRESSORS[communicator_name], **options)
     make_compressor()  # a wrong hyperparameter is reported before MPI is touched
+    if virtual_workers is not None:
+        from vgc_chainer.virtual import VirtualCommunicator
+
+        return VirtualCommunicator(virtual_workers, make_compressor, **common)
     if mpi_comm is None:
         mpi_comm = _world()
     from vgc_chainer.communicator import CompressedCommunicator
