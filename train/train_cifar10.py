@@ -11,6 +11,10 @@ A minute on two CPU cores; eight workers on one GPU; eight workers with a GPU ea
     mpiexec -n 8 python train/train_cifar10.py --gpu 0 --optimizer momentum
     mpiexec -n 8 python train/train_cifar10.py --gpu per-rank --communicator hybrid --tau 0.1
 
+The same eight workers one after the other in one process, without mpiexec:
+
+    python train/train_cifar10.py --gpu 0 --virtual-workers 8 --optimizer momentum
+
 CIFAR-10 is downloaded by chainer.datasets.get_cifar10(), or found below $CHAINER_DATASET_ROOT.
 """
 
@@ -30,6 +34,7 @@ from vgc_chainer.datasets import get_digits
 from vgc_chainer.extensions import CommunicatorState, CompressionReport
 from vgc_chainer.models import VGG, DigitsNet
 from vgc_chainer.training import (
+    CHAINERMN,
     EndOfTraining,
     ExactEvaluator,
     OrAtEnd,
@@ -97,6 +102,12 @@ def parse_args(argv=None):
         default='-1',
         help='-1: CPU; 0, 1, ...: all workers on this one; per-rank: one each',
     )
+    add(
+        '--virtual-workers',
+        type=int,
+        metavar='P',
+        help='P workers that take turns in this one process, without mpiexec',
+    )
     add('--seed', type=int, default=0, help='default: %(default)s')
     add(
         '--out', default='result', metavar='DIR', help='for log, plots and snapshots (%(default)s)'
@@ -120,7 +131,8 @@ def check_args(args):
     for name, default in DEFAULTS[args.dataset].items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    for name in ('epoch', 'iterations', 'batchsize', 'lr', 'halve_every', 'log_interval'):
+    positive = ('epoch', 'iterations', 'batchsize', 'lr', 'halve_every', 'log_interval')
+    for name in (*positive, 'virtual_workers'):
         value = getattr(args, name)
         if value is not None and not 0 < value < float('inf'):
             raise ValueError(f'--{name.replace("_", "-")} must be greater than 0, not {value}')
@@ -132,6 +144,10 @@ def check_args(args):
         raise ValueError(f'--seed must be in 0..2^32 - 1, not {args.seed}')
     if os.path.exists(args.out) and not os.path.isdir(args.out):
         raise ValueError(f'--out {args.out} is not a folder')
+    if args.virtual_workers and args.communicator in CHAINERMN:
+        raise ValueError(f'--communicator {args.communicator} has no --virtual-workers; see none')
+    if args.virtual_workers and MPI.COMM_WORLD.size > 1:
+        raise ValueError('--virtual-workers run in one process, without mpiexec')
     communicator_options(args)
     check_gpu(args.gpu, args.communicator)
 
@@ -153,21 +169,26 @@ def train(args, comm=None):
     """
     own_comm = comm is None
     if own_comm:
-        comm = vgc_chainer.create_communicator(args.communicator, **communicator_options(args))
+        comm = vgc_chainer.create_communicator(
+            args.communicator, **communicator_options(args), **virtual_workers(args)
+        )
     device = select_device(args.gpu, comm)
 
     # The same weights on every rank, but streams of its own for dropout and order of samples.
     seed_random_numbers(args.seed, device)
     model = L.Classifier(NETWORKS[args.dataset]())
     model.to_device(device)
-    seed_random_numbers([args.seed, comm.rank], device)
 
     # Rank 0 loads the data; every rank gets a shard of the training and of the validation set.
     # SerialIterator, since the processes that a MultiprocessIterator forks do not go with MPI.
     train_set, validation_set = LOADERS[args.dataset]() if comm.rank == 0 else (None, None)
-    train_set = chainermn.scatter_dataset(train_set, comm, shuffle=True, seed=args.seed)
-    validation_set = chainermn.scatter_dataset(validation_set, comm, force_equal_length=False)
-    train_iterator = chainer.iterators.SerialIterator(train_set, args.batchsize)
+    train_iterators = []
+    for _ in turns(comm, model):
+        seed_random_numbers([args.seed, comm.rank], device)
+        shard = chainermn.scatter_dataset(train_set, comm, shuffle=True, seed=args.seed)
+        train_iterators.append(chainer.iterators.SerialIterator(shard, args.batchsize))
+    if not args.virtual_workers:  # which all validate together
+        validation_set = chainermn.scatter_dataset(validation_set, comm, force_equal_length=False)
     validation_iterator = chainer.iterators.SerialIterator(
         validation_set, args.batchsize, repeat=False, shuffle=False
     )
@@ -181,7 +202,10 @@ def train(args, comm=None):
     optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(args.weight_decay))
     optimizer = chainermn.create_multi_node_optimizer(optimizer, comm)
 
-    updater = training.updaters.StandardUpdater(train_iterator, optimizer, device=device)
+    if args.virtual_workers:
+        updater = vgc_chainer.VirtualUpdater(train_iterators, optimizer, comm, device=device)
+    else:
+        updater = training.updaters.StandardUpdater(train_iterators[0], optimizer, device=device)
     end = EndOfTraining(*training_length(args))
     trainer = training.Trainer(updater, end, out=args.out)
     if args.optimizer == 'momentum':
@@ -238,6 +262,16 @@ def train(args, comm=None):
 def training_length(args):
     """(number, unit) of the training's length."""
     return (args.iterations, 'iteration') if args.iterations else (args.epoch, 'epoch')
+
+
+def virtual_workers(args):
+    """Keyword for ``create_communicator`` that makes the workers take turns in this process."""
+    return {'virtual_workers': args.virtual_workers} if args.virtual_workers else {}
+
+
+def turns(comm, model):
+    """The turns of the workers of this process: one, unless they are virtual."""
+    return comm.turns(model) if hasattr(comm, 'turns') else [comm.rank]
 
 
 def seed_random_numbers(seed, device):

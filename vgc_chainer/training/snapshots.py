@@ -55,7 +55,7 @@ class Snapshots:
             UsageError: There is no set of exactly this number of ranks. Raised on every rank.
         """
         found = set().union(*allgather_obj(self._comm, self._found()))
-        ranks = set(range(self._comm.size))
+        ranks = set(range(self._comm.mpi_comm.size))  # virtual workers share one file
         iterations = {iteration for _, iteration in found}
         complete = [i for i in iterations if {rank for rank, j in found if i == j} == ranks]
         if not complete:
