@@ -71,6 +71,9 @@ class VirtualCommunicator(CompressedCommunicator):
         self.workers = [VirtualWorker(make_compressor(), w) for w in range(self._size)]
         self.compressor = self.workers[0].compressor
 
+    #: Number of processes, each of which has a snapshot of its own.
+    processes = 1
+
     @property
     def rank(self):
         return self._turn

@@ -55,7 +55,8 @@ class Snapshots:
             UsageError: There is no set of exactly this number of ranks. Raised on every rank.
         """
         found = set().union(*allgather_obj(self._comm, self._found()))
-        ranks = set(range(self._comm.mpi_comm.size))  # virtual workers share one file
+        # Virtual workers live in one process and share its file.
+        ranks = set(range(getattr(self._comm, 'processes', self._comm.size)))
         iterations = {iteration for _, iteration in found}
         complete = [i for i in iterations if {rank for rank, j in found if i == j} == ranks]
         if not complete:
