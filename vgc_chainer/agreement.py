@@ -24,7 +24,8 @@ def describe(comm, model):
     ]
     for key, value in sorted(compressor.hyperparameters().items()):
         facts.append((f'hyperparameter {key}', value))
-    facts += [('option nonfinite', comm.nonfinite), ('option checksum', comm.checksum)]
+    for option in ('nonfinite', 'checksum', 'transport'):
+        facts.append((f'option {option}', comm.options[option]))
     return facts + describe_model(model)
 
 

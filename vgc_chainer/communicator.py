@@ -20,11 +20,19 @@ from chainermn.communicators.mpi_communicator_base import MpiCommunicatorBase
 from vgc_chainer import wire
 from vgc_chainer.agreement import agreement_digest, describe, first_difference, require_agreement
 from vgc_chainer.compressors.finite import first_nonfinite
-from vgc_chainer.errors import MismatchError, NonFiniteError, RankFailedError, StateError, VgcError
+from vgc_chainer.errors import (
+    MismatchError,
+    NonFiniteError,
+    RankFailedError,
+    StateError,
+    TransportError,
+    VgcError,
+)
 from vgc_chainer.layout import Layout
 from vgc_chainer.second_moment import SecondMomentHook
 from vgc_chainer.stats import Traffic
 from vgc_chainer.timing import Timings
+from vgc_chainer.transport import TRANSPORTS, create_transport
 from vgc_chainer.transport.mpi import MPITransport
 from vgc_chainer.transport.staging import HostStaging
 
@@ -68,6 +76,8 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
             ``'skip'`` (no rank updates its parameters in this step; residuals are untouched).
         second_moment_memory: Bytes that the second moments may use for per-sample terms.
         checksum: Send a CRC-32 with every payload and check it.
+        transport: How payloads of GPU ranks travel: ``'mpi'``, ``'nccl'`` or ``'auto'``; see
+            :mod:`vgc_chainer.transport`. Chosen at the first exchange, when devices are known.
 
     Attributes:
         compressor: This rank's compressor with its residuals.
@@ -86,23 +96,28 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
         nonfinite='raise',
         second_moment_memory=2**28,
         checksum=False,
+        transport='auto',
     ):
         if nonfinite not in ('raise', 'skip'):
             raise ValueError(f"nonfinite must be 'raise' or 'skip', not {nonfinite!r}")
+        if transport not in TRANSPORTS:
+            raise ValueError(f'transport must be one of {TRANSPORTS}, not {transport!r}')
         # ChainerMN keeps configurations in a dict of the class, common to all communicators.
         object.__setattr__(self, '_configs', {})
         super().__init__(mpi_comm)
-        self._options = {
+        self.options = {
             'make_compressor': make_compressor,
             'unsupported': unsupported,
             'nonfinite': nonfinite,
             'second_moment_memory': second_moment_memory,
             'checksum': checksum,
+            'transport': transport,
         }
         self.nonfinite = nonfinite
         self.checksum = bool(checksum)
         self.compressor = make_compressor()
         self.transport = MPITransport(mpi_comm)
+        self._wanted_transport = transport
         self.traffic = Traffic()
         self.timings = Timings()
         self.skipped = 0
@@ -124,7 +139,7 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
 
         The new communicator has residuals of its own, all zero.
         """
-        return type(self)(self.mpi_comm.Split(color, key), **self._options)
+        return type(self)(self.mpi_comm.Split(color, key), **self.options)
 
     def finalize(self):
         """Detach the second-moment hook and release MPI as ChainerMN does."""
@@ -170,6 +185,7 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
             statuses = self._exchange(part.status)
         if not self._all_ready(statuses, part.failure, params, part.scale):
             return
+        self._choose_transport(xp)
         with self.timings.measure('compress', xp):
             message = self.compressor.compress(part.gradients, part.moments, part.scale)
         self._write_mean(params, self._gather(message, xp), part.scale, xp)
@@ -316,6 +332,14 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
         for rule in self._disabled_rules:
             rule.enabled = True
         self._disabled_rules = []
+
+    def _choose_transport(self, xp):
+        """At the first exchange: collective, and before any residual is touched."""
+        wanted, self._wanted_transport = self._wanted_transport, None
+        if wanted == 'nccl' and xp is np:
+            raise TransportError("transport 'nccl' carries GPU arrays; the model is on the CPU")
+        if wanted is not None and xp is not np:
+            self.transport = create_transport(wanted, self.mpi_comm)
 
     def _gather(self, message, xp):
         """Everybody's messages, in rank order."""

@@ -27,3 +27,7 @@ class WireError(VgcError, ValueError):
 
 class StateError(VgcError, ValueError):
     """A saved state does not belong to this model, algorithm or set of hyperparameters."""
+
+
+class TransportError(VgcError, RuntimeError):
+    """The transport that was asked for cannot work on these ranks."""

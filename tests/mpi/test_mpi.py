@@ -27,4 +27,4 @@ def test_checks(n):
 @pytest.mark.gpu
 @pytest.mark.parametrize('n', [2, 8])
 def test_checks_on_one_gpu(n):
-    passes(n, 'checks_gpu.py')
+    passes(n, 'checks_gpu.py', 'checks_transport.py')
