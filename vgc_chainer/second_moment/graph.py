@@ -17,6 +17,7 @@ from chainer.functions.array.expand_dims import ExpandDims
 from chainer.functions.array.reshape import Reshape
 from chainer.functions.array.squeeze import Squeeze
 from chainer.functions.array.transpose import Transpose
+from chainer.functions.connection.linear import LinearFunction
 
 from vgc_chainer.second_moment.registry import find_rule
 
@@ -80,8 +81,12 @@ def read_graph(outputs, observed):
         List of :class:`Use`. A use without rule has ``rule=None``.
     """
     uses, samples = [], {}
-    for function in _functions_below(outputs):
+    functions = _functions_below(outputs)
+    unfolded = _unfolded_samples(functions)
+    for function in functions:
         counts = [_samples_of(x, observed, samples) for x in function.inputs]
+        if function in unfolded and counts[0] is not None:
+            counts[0] = min(counts[0], unfolded[function])
         known = [n for n in counts if n is not None]
         samples[function] = _samples_of_output(function, counts)
         if type(function) in _TRANSPARENT:
@@ -142,6 +147,24 @@ def _samples_of_output(function, counts):
         n for x, n in known if n and (rows % n == 0 if fold else x.shape and x.shape[0] == rows)
     ]
     return min(kept, default=rows)
+
+
+def _unfolded_samples(functions):
+    """Samples of linear layers over several batch axes that were applied to a plain array.
+
+    ``F.linear(x, W, n_batch_axes=2)`` folds an array before the graph begins; that it unfolds its
+    output is all that can be seen.
+    """
+    unfolded = {}
+    for function in functions:
+        linear = function.inputs[0].creator_node
+        if type(function) is Reshape and type(linear) is LinearFunction:
+            y = function.outputs[0]()
+            rows = function.inputs[0].shape[0]
+            if linear.inputs[0].creator_node is None and y is not None and y.shape:
+                if y.shape[0] and rows % y.shape[0] == 0:
+                    unfolded[linear] = y.shape[0]
+    return unfolded
 
 
 def _functions_below(outputs):
