@@ -8,6 +8,7 @@ whole model as one block. A GPU kernel may take over one whole pass: see
 
 import numpy as np
 
+from vgc_chainer.compressors.finite import first_nonfinite
 from vgc_chainer.compressors.words import WordFormat
 from vgc_chainer.errors import StateError, WireError
 from vgc_chainer.wire import Message
@@ -74,6 +75,13 @@ class Compressor:
     def _table_words(self):
         """Length of the table in 32-bit words."""
         return 0
+
+    def _table_problem(self, table):
+        """What is wrong with a received table of the right length, in words, or None.
+
+        A damaged norm or exponent would not hit one element, but a whole bucket or array.
+        """
+        return None
 
     # -- the contract
 
@@ -160,14 +168,22 @@ class Compressor:
             return
         layout = self.layout
         total = self.xp.zeros(layout.total, layout.state_dtype)
-        for rank, message in enumerate(messages):
-            self.accumulate(message, total, rank)
-        total /= len(messages)
-        if scale != 1.0:
-            total *= layout.state_dtype.type(scale)
+        # Of NumPy an overflow can be heard without looking for it in 10^8 numbers.
+        overflows = []
+        with np.errstate(over='call', call=lambda *_: overflows.append(1)):
+            for rank, message in enumerate(messages):
+                self.accumulate(message, total, rank)
+            total /= len(messages)
+            if scale != 1.0:
+                total *= layout.state_dtype.type(scale)
         for group, gradient in enumerate(gradients):
             if gradient is not None:
-                gradient[...] = total[layout.slice(group)].reshape(gradient.shape)
+                mean = total[layout.slice(group)].reshape(gradient.shape)
+                if overflows or gradient.dtype.itemsize < total.dtype.itemsize:
+                    # A residual may have grown beyond what float16 holds.
+                    largest = np.finfo(gradient.dtype).max
+                    mean = mean.clip(-largest, largest)
+                gradient[...] = mean
 
     def accumulate(self, message, out, rank=0):
         """Decode a message and add it to `out`.
@@ -189,8 +205,12 @@ class Compressor:
                 f'rank {rank} sent a table of {message.table.size} words; '
                 f'{self.name} has {self._table_words()}'
             )
+        problem = self._table_problem(message.table)
+        if problem is not None:
+            raise WireError(f'rank {rank} sent {problem}')
         if message.shard_counts.size != self.words.n_shards(layout.total):
             raise WireError(f'rank {rank} sent {message.shard_counts.size} shards')
+        dense = self._dense_values(message, rank)
         indices, negative, codes = self.words.unpack(message.words, message.shard_counts, xp)
         if indices.size:
             ascending = bool((indices[1:] > indices[:-1]).all())
@@ -198,12 +218,9 @@ class Compressor:
                 raise WireError(
                     f'rank {rank} sent indices that are not ascending below {layout.total}'
                 )
+            self._refuse_words_elsewhere(message, indices, rank)
             values = self._decode(message.table, indices, negative, codes, rank)
             out[indices] += values
-        dense = message.dense_values
-        if dense.ctypes.data % 8 if xp is np else dense.data.ptr % 8:
-            dense = dense.copy()  # a payload is aligned to four bytes only
-        dense = dense.view(layout.state_dtype)
         start = 0
         for group in message.dense:
             stop = start + layout.sizes[int(group)]
@@ -235,6 +252,27 @@ class Compressor:
 
     # -- helpers for subclasses
 
+    def _dense_values(self, message, rank):
+        """Values of the dense groups of a received message, flat, in the state dtype."""
+        dense = message.dense_values
+        if dense.ctypes.data % 8 if self.xp is np else dense.data.ptr % 8:
+            dense = dense.copy()  # a payload is aligned to four bytes only
+        dense = dense.view(self.layout.state_dtype)
+        if dense.size and first_nonfinite([dense], self.xp) >= 0:
+            raise WireError(f'rank {rank} sent NaN or Inf among its dense values')
+        return dense
+
+    def _refuse_words_elsewhere(self, message, indices, rank):
+        """No word may lie in a group that the message itself calls absent or dense."""
+        for what, groups in (('absent', message.absent), ('dense', message.dense)):
+            for group in groups:
+                where = self.layout.slice(int(group))
+                first, last = self.xp.searchsorted(
+                    indices, self.xp.asarray([where.start, where.stop])
+                )
+                if int(first) != int(last):
+                    raise WireError(f'rank {rank} sent words of group {group}, which is {what}')
+
     def _kernel_passes(self):
         if self.xp is np:
             return None
@@ -250,10 +288,14 @@ class Compressor:
     def _flush(self, group, gradient, scale):
         """Dense value of a group: its gradient and whatever residual was held back."""
         value = self._unscaled(gradient, scale).astype(self.layout.state_dtype)
+        largest = np.finfo(value.dtype).max
         for name, array in self._state.items():
             held = array[self.layout.slice(group)]
             if name == 'r':
-                value += held
+                with np.errstate(over='ignore'):
+                    value += held
+                # A receiver refuses Inf.
+                self.xp.clip(value, -largest, largest, out=value)
             held[...] = 0
         return value
 

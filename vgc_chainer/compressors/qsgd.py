@@ -15,6 +15,7 @@ import numpy as np
 
 from vgc_chainer.compressors import options
 from vgc_chainer.compressors.base import Compressor, concatenate
+from vgc_chainer.compressors.norms import norms_problem, to_float32
 from vgc_chainer.compressors.philox import uniform
 from vgc_chainer.compressors.reduction import fold, pad_to
 
@@ -60,6 +61,9 @@ class QSGDCompressor(Compressor):
     def _table_words(self):
         return int(self._first_bucket[-1])
 
+    def _table_problem(self, table):
+        return norms_problem(table)
+
     def _encode(self, gradients, moments, scale):
         xp = self.xp
         norms = xp.zeros(self._table_words(), np.float32)
@@ -76,7 +80,7 @@ class QSGDCompressor(Compressor):
     def _encode_group(self, group, gradient, norms):
         xp = self.xp
         where = self.layout.slice(group)
-        gradient = gradient.astype(np.float32)
+        gradient = to_float32(xp, gradient)
         norm = self._norms(gradient)
         norms[self._first_bucket[group] : self._first_bucket[group + 1]] = norm
         per_element = xp.repeat(norm, self.bucket_size)[: gradient.size]
@@ -96,8 +100,8 @@ class QSGDCompressor(Compressor):
         wide = xp.zeros((rows.shape[0], width), np.float64)
         wide[:, : self.bucket_size] = rows
         if self.norm == 'max':
-            return fold(xp.abs(wide), xp.maximum).astype(np.float32)
-        return xp.sqrt(fold(wide * wide, xp.add)).astype(np.float32)
+            return to_float32(xp, fold(xp.abs(wide), xp.maximum))
+        return to_float32(xp, xp.sqrt(fold(wide * wide, xp.add)))
 
     def _decode(self, table, indices, negative, codes, rank):
         xp = self.xp

@@ -14,6 +14,7 @@ import numpy as np
 
 from vgc_chainer.compressors import options
 from vgc_chainer.compressors.base import Compressor, concatenate
+from vgc_chainer.compressors.norms import norms_problem, to_float32
 from vgc_chainer.compressors.philox import uniform
 from vgc_chainer.compressors.reduction import tree_sum
 
@@ -43,6 +44,9 @@ class TernGradCompressor(Compressor):
     def _table_words(self):
         return len(self.layout)
 
+    def _table_problem(self, table):
+        return norms_problem(table)
+
     def _encode(self, gradients, moments, scale):
         xp = self.xp
         tops = xp.zeros(self._table_words(), np.float32)
@@ -60,7 +64,7 @@ class TernGradCompressor(Compressor):
     def _encode_group(self, group, gradient, tops):
         xp = self.xp
         where = self.layout.slice(group)
-        gradient = gradient.astype(np.float32)
+        gradient = to_float32(xp, gradient)
         bound = self._bound(gradient)
         magnitude = xp.minimum(xp.abs(gradient), bound)
         top = magnitude.max()
@@ -75,9 +79,8 @@ class TernGradCompressor(Compressor):
         mean = tree_sum(self.xp, wide) / gradient.size
         wide -= mean
         wide *= wide
-        return (self.xp.sqrt(tree_sum(self.xp, wide) / gradient.size) * self.clip).astype(
-            np.float32
-        )
+        sigma = self.xp.sqrt(tree_sum(self.xp, wide) / gradient.size)
+        return to_float32(self.xp, sigma * self.clip)
 
     def _decode(self, table, indices, negative, codes, rank):
         top = table.view(np.float32)[self._groups_of(indices)]

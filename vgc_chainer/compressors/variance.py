@@ -103,6 +103,15 @@ class VarianceCompressor(ResidualCompressor):
     def _table_words(self):
         return (len(self.layout) + 1) // 2
 
+    def _table_problem(self, table):
+        exponents = table.view(np.int16)[: len(self.layout)]
+        info = np.finfo(self.layout.state_dtype)
+        # finfo counts from the bit before the point: the smallest denormal is 2^(minexp - nmant).
+        possible = (exponents >= info.minexp - info.nmant) & (exponents < info.maxexp)
+        if not bool((possible | (exponents == NO_EXPONENT)).all()):
+            return f'an exponent that no {self.layout.state_dtype} has'
+        return None
+
     def _pack_table(self, exponents):
         padded = self.xp.full(2 * self._table_words(), int(NO_EXPONENT), np.int16)
         padded[: exponents.size] = exponents
