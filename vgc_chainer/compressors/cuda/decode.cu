@@ -5,7 +5,7 @@
 // tile in shared memory, message by message, so in rank order and without atomics, and writes the
 // mean into whatever gradients the tile covers. If a check failed it writes nothing.
 
-#define WARPS 8
+#define FINDS 4  // words a thread looks at
 #define AHEAD 8  // messages whose words are loaded before the first is added
 
 struct Words {
@@ -30,35 +30,51 @@ extern "C" __global__ void __launch_bounds__(256)
                const i64* __restrict__ offsets, const int* __restrict__ tile_first_group,
                u32* starts, i64* refused) {
     const int m = blockIdx.y, lane = threadIdx.x & 31;
-    const i64 n = counts[m], i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    const i64 n = counts[m], first_word = (i64)blockIdx.x * 256 * FINDS + threadIdx.x;
     const u32* mine = (const u32*)words[m];
     const Words format = {shard_first + m * (shards + 1), shards, index_bits,
                           (1ll << index_bits) - 1};
-    i64 from = 0, to = -1;  // tiles that begin with word i
-    if (i <= n) {
-        const i64 before = i ? index_of(format, mine[i - 1], i - 1) : -1;
-        const i64 here = i < n ? index_of(format, mine[i], i) : total;
+    u32 word[FINDS], previous[FINDS];
+#pragma unroll
+    for (int k = 0; k < FINDS; ++k) {
+        const i64 i = first_word + 256 * k;
+        word[k] = i < n ? mine[i] : 0;
+        previous[k] = i > 0 && i <= n ? mine[i - 1] : 0;
+    }
+    i64 from[FINDS], to[FINDS];  // tiles that begin with word i
+#pragma unroll
+    for (int k = 0; k < FINDS; ++k) {
+        const i64 i = first_word + 256 * k;
+        from[k] = 0;
+        to[k] = -1;
+        if (i > n) continue;
+        const i64 before = i ? index_of(format, previous[k], i - 1) : -1;
+        const i64 here = i < n ? index_of(format, word[k], i) : total;
         if (here <= before || (i < n && here >= total)) {
             *refused = 1;
-        } else {
-            from = i ? before / TILE + 1 : 0;
-            to = i < n ? here / TILE : tiles;
-#if RULE == VARIANCE
-            if (i < n) {
-                const int tile = (int)to;
-                const int group = last_not_above(offsets, here, tile_first_group[tile],
-                                                 tile_first_group[tile + 1]);
-                if (((const short*)tables[m])[group] == NO_EXPONENT) *refused = 1;
-            }
-#endif
+            continue;
         }
+        from[k] = i ? before / TILE + 1 : 0;
+        to[k] = i < n ? here / TILE : tiles;
+#if RULE == VARIANCE
+        if (i < n) {
+            const int tile = (int)to[k];
+            const int group = last_not_above(offsets, here, tile_first_group[tile],
+                                             tile_first_group[tile + 1]);
+            if (((const short*)tables[m])[group] == NO_EXPONENT) *refused = 1;
+        }
+#endif
     }
-    for (u32 waiting = __ballot_sync(ALL, from <= to); waiting; waiting &= waiting - 1) {
-        const int source = __ffs(waiting) - 1;
-        const i64 first = __shfl_sync(ALL, from, source), last = __shfl_sync(ALL, to, source);
-        const i64 word = __shfl_sync(ALL, i, source);
-        for (i64 tile = first + lane; tile <= last; tile += 32)
-            starts[tile * messages + m] = (u32)word;
+#pragma unroll
+    for (int k = 0; k < FINDS; ++k) {
+        for (u32 waiting = __ballot_sync(ALL, from[k] <= to[k]); waiting; waiting &= waiting - 1) {
+            const int source = __ffs(waiting) - 1;
+            const i64 first = __shfl_sync(ALL, from[k], source);
+            const i64 last = __shfl_sync(ALL, to[k], source);
+            const u32 begins = (u32)(first_word - lane + source + 256 * k);
+            for (i64 tile = first + lane; tile <= last; tile += 32)
+                starts[tile * messages + m] = begins;
+        }
     }
 }
 
@@ -96,7 +112,14 @@ __device__ __forceinline__ State load(const u32* from, i64 at) {
 
 template <class G>
 __device__ __forceinline__ void write(G* to, const State* sum, int n, State ranks, State scale) {
-    for (int j = threadIdx.x & 31; j < n; j += 32) narrow(to + j, sum[j] / ranks * scale);
+    const int lane = threadIdx.x & 31;
+    const i64 number = (i64)ranks;
+    if ((number & (number - 1)) == 0) {  // a power of two: the product is exact as well
+        const State part = 1 / ranks;
+        for (int j = lane; j < n; j += 32) narrow(to + j, sum[j] * part * scale);
+    } else {
+        for (int j = lane; j < n; j += 32) narrow(to + j, sum[j] / ranks * scale);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)

@@ -6,7 +6,7 @@ import cupy
 import numpy as np
 
 from vgc_chainer.compressors.cuda.source import kernel
-from vgc_chainer.compressors.cuda.tables import ReadBack, Upload, codes, pointers
+from vgc_chainer.compressors.cuda.tables import Arrays, ReadBack, Upload
 
 _CHUNK = 8192
 
@@ -26,13 +26,14 @@ def first_nonfinite(arrays):
     ]
     if not there:
         return -1
+    table = Arrays(there)
     upload, read_back = _buffers(cupy.cuda.Device().id)
-    sizes = np.array([a.size for a in there], np.int64)
+    sizes = np.array(table.sizes, np.int64)
     first = np.concatenate([[0], np.cumsum(-(-sizes // _CHUNK))])
     at = upload.send(
-        arrays=pointers(there),
+        arrays=table.pointers,
         sizes=sizes,
-        codes=codes(there),
+        codes=table.codes,
         first_chunk=first,
         found=[len(there)],
     )

@@ -8,21 +8,14 @@ import cupy
 import numpy as np
 
 from vgc_chainer.compressors.cuda.source import kernel
-from vgc_chainer.compressors.cuda.tables import (
-    CODES,
-    ReadBack,
-    Upload,
-    codes,
-    contiguous,
-    pointers,
-)
+from vgc_chainer.compressors.cuda.tables import CODES, Arrays, ReadBack, Upload, pointers
 from vgc_chainer.compressors.quantizer import NO_EXPONENT
 from vgc_chainer.wire import Message
 
 #: Launch shape of the pass over all parameters: threads a block, elements a thread.
 THREADS, ITEMS = 256, 8
-#: Elements a warp decodes.
-DECODE_TILE = 512
+#: Elements a warp decodes; warps a block times tile times state dtype fill 32 kB.
+DECODE_TILE = 1024
 
 #: Number of each algorithm in common.cu.
 _RULES = {'variance': 0, 'hybrid': 1, 'strom': 2, 'qsgd': 3, 'terngrad': 4, 'none': 5}
@@ -44,6 +37,7 @@ class KernelPasses:
         self._defines = {'STATE_BYTES': layout.state_dtype.itemsize, 'RULE': self.rule}
         self._upload, self._read_back = Upload(), ReadBack()
         self._offsets = cupy.asarray(layout.offsets)
+        self._sizes = list(layout.sizes)
         if compressor.name in _RESIDUAL:
             self._cut_compress_tiles()
         self._cut_decode_tiles()
@@ -81,46 +75,29 @@ class KernelPasses:
         compressor, layout = self.compressor, self.layout
         if compressor.name not in _RESIDUAL or not layout.total:
             return None
-        if not self._fit(gradients, layout.sizes):
+        inputs = Arrays(gradients)
+        if not self._fit(inputs):
             return None
         absent = [k for k, g in enumerate(gradients) if g is None]
         dense, dense_values = [], []
         if compressor.uses_second_moment:
-            if not self._fit(moments, layout.sizes):
+            squares = Arrays(moments)
+            if not self._fit(squares):
                 return None
+            squares = squares.made_contiguous(layout.state_dtype)
             dense = [k for k, g in enumerate(gradients) if g is not None and moments[k] is None]
-            moments = self._in_state_dtype(moments)
-            if dense:
-                dense_values = [
-                    compressor._flush(k, gradients[k].reshape(-1), scale) for k in dense
-                ]
-                gradients = list(gradients)
-                for k in dense:
-                    gradients[k] = None
         else:
-            moments = [None] * len(layout)
-        gradients = contiguous(gradients)
-        packed, head = self._launch(gradients, moments, scale, absent, dense)
+            squares = Arrays([None] * len(layout))
+        if dense:
+            dense_values = [compressor._flush(k, gradients[k].reshape(-1), scale) for k in dense]
+            inputs = Arrays([None if k in dense else g for k, g in enumerate(gradients)])
+        packed, head = self._launch(inputs.made_contiguous(), squares, scale, absent, dense)
         return packed, head, absent, dense, dense_values
 
-    def _fit(self, arrays, sizes):
-        """Whether all arrays are CuPy's, of the right size and no wider than the state."""
+    def _fit(self, arrays):
+        """Whether the arrays have the right sizes and none is wider than the state."""
         widest = CODES[self.layout.state_dtype.char]
-        return all(
-            a is None
-            or (
-                isinstance(a, cupy.ndarray)
-                and a.size == size
-                and 0 < CODES.get(a.dtype.char, 0) <= widest
-            )
-            for a, size in zip(arrays, sizes)
-        )
-
-    def _in_state_dtype(self, moments):
-        dtype = self.layout.state_dtype
-        return contiguous(
-            [s if s is None or s.dtype == dtype else s.astype(dtype) for s in moments]
-        )
+        return arrays.fit(self._sizes) and max(arrays.codes, default=0) <= widest
 
     def _launch(self, gradients, moments, scale, absent, dense):
         compressor, layout = self.compressor, self.layout
@@ -130,9 +107,9 @@ class KernelPasses:
         listed.view(np.uint32)[: lists.size] = lists
         tops = np.full((groups + 1) // 2, NO_EXPONENT, np.int32).repeat(2).view(np.int64)
         at = self._upload.send(
-            gradients=pointers(gradients),
-            moments=pointers(moments),
-            codes=codes(gradients),
+            gradients=gradients.pointers,
+            moments=moments.pointers,
+            codes=gradients.codes,
             tops=tops,
             lists=listed,
         )
@@ -272,17 +249,19 @@ class KernelPasses:
             or not layout.total
             or (1 << words.index_bits) < self.decode_tile
             or not all(self._known(message) for message in messages)
-            or not all(
-                g is None
-                or (isinstance(g, cupy.ndarray) and g.size == n and g.dtype.char in CODES)
-                for g, n in zip(gradients, layout.sizes)
-            )
         ):
             return None
-        targets = [
-            g if g is None or g.flags.c_contiguous else cupy.empty(g.shape, g.dtype)
-            for g in gradients
-        ]
+        written = Arrays(gradients)
+        if not written.fit(self._sizes):
+            return None
+        targets = written
+        if not written.contiguous:
+            targets = Arrays(
+                [
+                    g if g is None or g.flags.c_contiguous else cupy.empty(g.shape, g.dtype)
+                    for g in gradients
+                ]
+            )
         shards = words.n_shards(layout.total)
         counts = [message.words.size for message in messages]
         at = self._upload.send(
@@ -291,15 +270,16 @@ class KernelPasses:
             counts=counts,
             shard_first=self._shard_starts(messages) if shards > 1 else [],
             dense=self._dense_pointers(messages),
-            gradients=pointers(targets),
-            codes=codes(targets),
+            gradients=targets.pointers,
+            codes=targets.codes,
             refused=[0],
         )
         starts = cupy.empty((self.decode_tiles + 1) * len(messages), np.uint32)
         static = (layout.total, self.decode_tiles, self._offsets, self._tile_first_group)
-        defines = {'TILE': self.decode_tile}
+        warps = 32768 // (self.decode_tile * layout.state_dtype.itemsize)
+        defines = {'TILE': self.decode_tile, 'WARPS': warps}
         self._kernel('find_tiles', 'decode', **defines)(
-            (*_blocks(max(counts) + 1, 256), len(messages)),
+            (*_blocks(max(counts) + 1, 1024), len(messages)),
             (256,),
             (
                 at['words'],
@@ -316,8 +296,8 @@ class KernelPasses:
         )
         first_bucket = getattr(compressor, '_device_first_bucket', None)
         self._kernel('write_mean', 'decode', **defines)(
-            _blocks(self.decode_tiles, _WARPS),
-            (32 * _WARPS,),
+            _blocks(self.decode_tiles, warps),
+            (32 * warps,),
             (
                 at['words'],
                 at['tables'],
@@ -337,7 +317,7 @@ class KernelPasses:
                 scale,
             ),
         )
-        copies = [(g, t) for g, t in zip(gradients, targets) if t is not g]
+        copies = [(g, t) for g, t in zip(gradients, targets.arrays) if t is not g]
         return at['refused'], copies
 
     def _known(self, message):

@@ -1,5 +1,7 @@
 """Tables of pointers that a kernel reads instead of a packed copy of all arrays."""
 
+from operator import attrgetter
+
 import cupy
 import numpy as np
 
@@ -63,16 +65,58 @@ class ReadBack:
         return self._host[:size].view(dtype).copy()
 
 
-def contiguous(arrays):
-    """The arrays, those that are not C-contiguous replaced by copies; None stays None."""
-    return [a if a is None or a.flags.c_contiguous else cupy.ascontiguousarray(a) for a in arrays]
+class Arrays:
+    """What a kernel must know of a list of arrays, None among them.
+
+    Attributes:
+        arrays: The arrays; copies of those that are not C-contiguous if asked for.
+        pointers, codes: Lists of device addresses and codes of dtypes; 0 for None.
+        sizes: Numbers of elements; None for None.
+        known: Whether all are CuPy arrays of a dtype that kernels know.
+        contiguous: Whether all are C-contiguous.
+    """
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+        # Attribute getters instead of a loop: 161 arrays take 50 and not 150 microseconds.
+        there = [a for a in arrays if a is not None]
+        self.known = {*map(type, there)} <= {cupy.ndarray}
+        if not self.known:
+            return
+        chars = list(map(_CHAR, there))
+        self.known = CODES.keys() >= {*chars}
+        if not self.known:
+            return
+        self.contiguous = all(map(_CONTIGUOUS, there))
+        self.pointers = self._with_none(list(map(_POINTER, there)), 0)
+        self.sizes = self._with_none(list(map(_SIZE, there)), None)
+        self.codes = self._with_none(list(map(CODES.__getitem__, chars)), 0)
+
+    def _with_none(self, values, none):
+        if len(values) == len(self.arrays):
+            return values
+        values = iter(values)
+        return [none if a is None else next(values) for a in self.arrays]
+
+    def fit(self, sizes):
+        """Whether all that are there have these numbers of elements."""
+        return self.known and (
+            self.sizes == sizes or all(a in (None, b) for a, b in zip(self.sizes, sizes))
+        )
+
+    def made_contiguous(self, dtype=None):
+        """These arrays, or copies where one is not C-contiguous or not of `dtype`."""
+        if self.contiguous and (dtype is None or {*self.codes} <= {0, CODES[dtype.char]}):
+            return self
+        return Arrays(
+            [a if a is None else cupy.ascontiguousarray(a, dtype=dtype) for a in self.arrays]
+        )
+
+
+_CHAR, _CONTIGUOUS = attrgetter('dtype.char'), attrgetter('flags.c_contiguous')
+_POINTER, _SIZE = attrgetter('data.ptr'), attrgetter('size')
 
 
 def pointers(arrays):
-    """Device addresses; 0 for None."""
-    return [0 if a is None else a.data.ptr for a in arrays]
-
-
-def codes(arrays):
-    """Codes of dtypes; 0 for None. KeyError for a dtype without one."""
-    return [0 if a is None else CODES[a.dtype.char] for a in arrays]
+    """Device addresses."""
+    return list(map(_POINTER, arrays))
