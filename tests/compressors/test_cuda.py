@@ -20,7 +20,8 @@ pytestmark = pytest.mark.gpu
 cupy = pytest.importorskip('cupy')
 
 SMALL = os.environ.get('VGC_SMALL') == '1'
-KERNELS = ('variance', 'hybrid', 'strom')
+KERNELS = ('variance', 'hybrid', 'strom', 'qsgd', 'terngrad')
+RULES = KERNELS[:3]
 every_setting = pytest.mark.parametrize(('name', 'options'), SETTINGS)
 both_codes = pytest.mark.parametrize('kernels', [True, False], ids=['kernels', 'array code'])
 
@@ -114,7 +115,7 @@ def test_random_sizes(name, seed):
     rng = np.random.default_rng(seed)
     sizes = rng.choice([0, 1, 2, 31, 32, 33, 511, 512, 513, 2047, 2048, 2049, 4097, 9999], 12)
     layout = layout_of([(int(size),) for size in sizes])
-    steps_agree(name, {'tau': 0.1} if name != 'variance' else {'alpha': 1}, layout)
+    steps_agree(name, {'alpha': 1} if name == 'variance' else {}, layout)
 
 
 @pytest.mark.parametrize('name', KERNELS)
@@ -123,7 +124,7 @@ def test_one_element_and_no_element(name):
         steps_agree(name, {}, layout_of(shapes))
 
 
-@pytest.mark.parametrize('name', KERNELS)
+@pytest.mark.parametrize('name', RULES)
 @pytest.mark.parametrize('all_of_them', [True, False])
 def test_all_selected_or_none(name, all_of_them):
     def make(layout, rng):
@@ -247,32 +248,62 @@ def test_kernels_run_where_they_should():
     assert pair.device._passes is None
 
 
-def damaged(header, payload, layout):
-    """Payloads that must be refused; None stands for what is not in this message."""
-    words = slice(header.table + header.shards, None)
-    twice, beyond, far, no_exponent = (payload.copy() for _ in range(4))
-    twice[-1] = twice[-2]
-    beyond[-1] |= 0xFFFFFFF
-    far[words][0] |= 0xFFFFFFF
-    no_exponent[: header.table] = 0x80008000
-    return {
-        'sent indices': [twice, beyond, far],
-        'sent elements of a group without exponent': [no_exponent],
-    }
+def damaged(header, payload):
+    """``(what is said of it, payload)`` of messages that must be refused."""
+
+    def changed(where, value):
+        copy = payload.copy()
+        copy[where] = value
+        return copy
+
+    words = header.payload_words - header.words
+    yield 'sent indices', changed(-1, payload[-2])
+    yield 'sent indices', changed(-1, payload[-1] | 0xFFFFFFF)
+    yield 'sent indices', changed(words, payload[words] | 0xFFFFFFF)
+    yield 'sent elements of a group without exponent', changed(slice(header.table), 0x80008000)
+    yield 'sent an exponent', changed(0, 0x7F007F00)
 
 
-def test_damaged_messages_are_refused_before_anything_is_written():
+@both_codes
+@pytest.mark.parametrize('rank', [0, 1])
+def test_damaged_messages_are_refused_before_anything_is_written(rank, kernels):
     layout = layout_of()
-    pair = Pair('variance', {'alpha': 1}, layout)
+    pair = Pair('variance', {'alpha': 1}, layout, kernels=kernels)
     good = pair.device.compress(*map(on_device, random_step(layout, np.random.default_rng(0))))
     header, payload = good.header(), cupy.asnumpy(good.pack(cupy))
-    for match, payloads in damaged(header, payload, layout).items():
-        for bad in payloads:
-            message = wire.unpack(cupy.asarray(bad), header, layout, 1)
-            out = [cupy.full(shape, 7, np.float32) for shape in layout.shapes]
-            with pytest.raises(WireError, match=f'rank 1 {match}'):
-                pair.device.decode([good, message], out)
-            assert all((array == 7).all() for array in out)
+    for match, bad in damaged(header, payload):
+        messages = [good, good]
+        messages[rank] = wire.unpack(cupy.asarray(bad), header, layout, rank)
+        assert_refused(pair.device, messages, f'rank {rank} {match}')
+
+
+def assert_refused(compressor, messages, match):
+    out = [cupy.full(shape, 7, np.float32) for shape in compressor.layout.shapes]
+    with pytest.raises(WireError, match=match):
+        compressor.decode(messages, out)
+    assert all((array == 7).all() for array in out)
+
+
+@pytest.mark.parametrize('name', ['qsgd', 'terngrad'])
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -1.0])
+def test_damaged_norms_are_refused(name, bad):
+    pair = Pair(name, {}, layout_of())
+    gradients, _ = random_step(pair.layout, np.random.default_rng(0))
+    message = pair.device.compress(on_device(gradients))
+    message.table.view(np.float32)[-1] = bad
+    assert_refused(pair.device, [message], 'rank 0 sent a norm')
+
+
+def test_words_of_absent_and_dense_groups_are_refused():
+    pair = Pair('variance', {'alpha': 1}, layout_of())
+    gradients, moments = random_step(pair.layout, np.random.default_rng(0))
+    message = pair.device.compress(on_device(gradients), on_device(moments))
+    message.absent = np.array([3], np.uint32)
+    assert_refused(pair.device, [message], 'words of group 3, which is absent')
+    moments[3] = None
+    message = pair.device.compress(on_device(gradients), on_device(moments))
+    message.dense_values.view(np.float32)[5] = np.nan
+    assert_refused(pair.device, [message], 'NaN or Inf among its dense values')
 
 
 def test_first_nonfinite():
@@ -293,6 +324,13 @@ def test_first_nonfinite():
     largest = cupy.full(10, np.finfo(np.float32).max, np.float32)
     assert first_nonfinite([largest], cupy) == -1
     assert first_nonfinite([largest[::2]], cupy) == -1
+
+
+@pytest.mark.parametrize('bucket_size', [1, 32, 33, 64, 1000, 1024, 1025])
+def test_qsgd_buckets(bucket_size):
+    """Of every width that a warp folds; the last one is left to the array code."""
+    options = {'bits': 3, 'bucket_size': bucket_size}
+    steps_agree('qsgd', options, layout_of([(30, 70), (0,), (1,), (2049,)]))
 
 
 def test_a_large_array():

@@ -27,6 +27,9 @@ typedef float State;
 #define NO_EXPONENT (-32768)
 #define MAX_CODE 7
 
+#define LARGEST_FLOAT 3.402823466e38f
+#define LARGEST_HALF 65504.0f
+
 // Codes of dtypes in the tables; 0 stands for an array that is not there.
 #define HALF 1
 #define SINGLE 2
@@ -46,15 +49,25 @@ __device__ __forceinline__ State widen(float x) { return x; }
 __device__ __forceinline__ State widen(double x) { return x; }
 #endif
 
+// What is too large for a dtype becomes its largest number.
+__device__ __forceinline__ State within(State x, State largest) {
+    return x > largest ? largest : x < -largest ? -largest : x;
+}
+
 __device__ __forceinline__ void narrow(Half* to, State x) {
+    x = within(x, (State)LARGEST_HALF);
 #if STATE_BYTES == 8
     asm("cvt.rn.f16.f64 %0, %1;" : "=h"(to->bits) : "d"(x));
 #else
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(x));
 #endif
 }
-__device__ __forceinline__ void narrow(float* to, State x) { *to = (float)x; }
-__device__ __forceinline__ void narrow(double* to, State x) { *to = x; }
+__device__ __forceinline__ void narrow(float* to, State x) {
+    *to = (float)within(x, (State)LARGEST_FLOAT);
+}
+__device__ __forceinline__ void narrow(double* to, State x) {
+    *to = within(x, (State)LARGEST);
+}
 
 // 2^e in the state dtype: exact, denormals too, 0 below and infinity above its range.
 __device__ __forceinline__ State power_of_two(int e) {

@@ -22,13 +22,30 @@ __device__ __forceinline__ i64 index_of(const Words& format, u32 word, i64 at) {
     return index;
 }
 
+// Whether entry k of a table is one that a sender may have written.
+__device__ __forceinline__ bool possible(const u32* table, i64 k) {
+#if RULE == VARIANCE
+    const int exponent = ((const short*)table)[k];
+#if STATE_BYTES == 8
+    const int least = -1074, most = 1023;
+#else
+    const int least = -149, most = 127;
+#endif
+    return exponent == NO_EXPONENT || (exponent >= least && exponent <= most);
+#else
+    const float norm = __int_as_float((int)table[k]);
+    return norm >= 0 && norm <= LARGEST_FLOAT;
+#endif
+}
+
 // starts[tile * messages + m]: first word of message m at or behind the start of the tile.
 extern "C" __global__ void __launch_bounds__(256)
     find_tiles(const u64* __restrict__ words, const u64* __restrict__ tables,
                const i64* __restrict__ counts, const i64* __restrict__ shard_first, i64 messages,
                i64 shards, i64 index_bits, i64 total, i64 tiles,
                const i64* __restrict__ offsets, const int* __restrict__ tile_first_group,
-               u32* starts, i64* refused) {
+               i64 groups, i64 entries, const u64* __restrict__ closed, u32* starts,
+               i64* refused) {
     const int m = blockIdx.y, lane = threadIdx.x & 31;
     const i64 n = counts[m], first_word = (i64)blockIdx.x * 256 * FINDS + threadIdx.x;
     const u32* mine = (const u32*)words[m];
@@ -56,15 +73,18 @@ extern "C" __global__ void __launch_bounds__(256)
         }
         from[k] = i ? before / TILE + 1 : 0;
         to[k] = i < n ? here / TILE : tiles;
-#if RULE == VARIANCE
-        if (i < n) {
+        if (i < n && (closed || RULE == VARIANCE)) {
             const int tile = (int)to[k];
             const int group = last_not_above(offsets, here, tile_first_group[tile],
                                              tile_first_group[tile + 1]);
+            if (closed && closed[m * groups + group]) *refused = 1;
+#if RULE == VARIANCE
             if (((const short*)tables[m])[group] == NO_EXPONENT) *refused = 1;
-        }
 #endif
+        }
     }
+    for (i64 k = (i64)blockIdx.x * 256 + threadIdx.x; k < entries; k += (i64)gridDim.x * 256)
+        if (!possible((const u32*)tables[m], k)) *refused = 1;
 #pragma unroll
     for (int k = 0; k < FINDS; ++k) {
         for (u32 waiting = __ballot_sync(ALL, from[k] <= to[k]); waiting; waiting &= waiting - 1) {
@@ -91,10 +111,10 @@ __device__ __forceinline__ State value_of(const Values& values, u32 word, const 
     const State size = power_of_two((int)((const short*)table)[group] - (int)code);
 #elif RULE == QSGD
     const float norm =
-        __int_as_float(table[values.first_bucket[group] + inside / values.bucket_size]);
+        __int_as_float((int)table[values.first_bucket[group] + inside / values.bucket_size]);
     const State size = (State)(norm * (float)code / (float)values.code_mask);
 #elif RULE == TERNGRAD
-    const State size = (State)__int_as_float(table[group]);
+    const State size = (State)__int_as_float((int)table[group]);
 #else
     const State size = values.tau;
 #endif

@@ -7,6 +7,7 @@ and the array code runs instead.
 import cupy
 import numpy as np
 
+from vgc_chainer.compressors.cuda.finite import first_nonfinite
 from vgc_chainer.compressors.cuda.source import kernel
 from vgc_chainer.compressors.cuda.tables import CODES, Arrays, ReadBack, Upload, pointers
 from vgc_chainer.compressors.quantizer import NO_EXPONENT
@@ -20,6 +21,9 @@ DECODE_TILE = 1024
 #: Number of each algorithm in common.cu.
 _RULES = {'variance': 0, 'hybrid': 1, 'strom': 2, 'qsgd': 3, 'terngrad': 4, 'none': 5}
 _RESIDUAL = ('variance', 'hybrid', 'strom')
+_STOCHASTIC = ('qsgd', 'terngrad')
+#: Elements that a warp of the stochastic kernels folds; 2^20 rows of them in one group at most.
+_ROW = 1024
 _WARPS = 8
 
 
@@ -38,8 +42,12 @@ class KernelPasses:
         self._upload, self._read_back = Upload(), ReadBack()
         self._offsets = cupy.asarray(layout.offsets)
         self._sizes = list(layout.sizes)
-        if compressor.name in _RESIDUAL:
+        if compressor.name in _RESIDUAL + _STOCHASTIC:
             self._cut_compress_tiles()
+        if compressor.name == 'terngrad':
+            rows = [-(-size // _ROW) for size in layout.sizes]
+            self._first_row = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+            self._device_first_row = cupy.asarray(self._first_row)
         self._cut_decode_tiles()
 
     def _cut_compress_tiles(self):
@@ -73,7 +81,7 @@ class KernelPasses:
     def launch_compress(self, gradients, moments, scale):
         """Enqueue the compress pass without waiting for it; arguments of :meth:`collect`."""
         compressor, layout = self.compressor, self.layout
-        if compressor.name not in _RESIDUAL or not layout.total:
+        if not self._has_compress_kernels():
             return None
         inputs = Arrays(gradients)
         if not self._fit(inputs):
@@ -94,6 +102,16 @@ class KernelPasses:
         packed, head = self._launch(inputs.made_contiguous(), squares, scale, absent, dense)
         return packed, head, absent, dense, dense_values
 
+    def _has_compress_kernels(self):
+        compressor, layout = self.compressor, self.layout
+        if not layout.total:
+            return False
+        if compressor.name == 'qsgd':
+            return compressor.bucket_size <= _ROW
+        if compressor.name == 'terngrad':
+            return max(layout.sizes) <= _ROW << 20
+        return compressor.name in _RESIDUAL
+
     def _fit(self, arrays):
         """Whether the arrays have the right sizes and none is wider than the state."""
         widest = CODES[self.layout.state_dtype.char]
@@ -105,7 +123,8 @@ class KernelPasses:
         lists = np.array(absent + dense, np.uint32)
         listed = np.zeros((lists.size + 1) // 2, np.int64)
         listed.view(np.uint32)[: lists.size] = lists
-        tops = np.full((groups + 1) // 2, NO_EXPONENT, np.int32).repeat(2).view(np.int64)
+        least = 0 if compressor.name == 'terngrad' else NO_EXPONENT
+        tops = np.full((groups + 1) // 2 * 2, least, np.int32).view(np.int64)
         at = self._upload.send(
             gradients=gradients.pointers,
             moments=moments.pointers,
@@ -127,28 +146,10 @@ class KernelPasses:
         feedback = exponents and compressor.error_feedback
         state = self._state_pointers()
         tiles = (self._offsets, self._tile_group, self._first_tile)
-        compressor_alpha = getattr(compressor, 'alpha', 0.0)
-        self._kernel('accumulate', 'residual', THREADS=self.threads, ITEMS=self.items)(
-            (self.tiles,),
-            (self.threads,),
-            (
-                at['gradients'],
-                at['moments'],
-                at['codes'],
-                at['tops'],
-                *tiles,
-                *state,
-                scratch,
-                selected,
-                1.0 / scale,
-                1.0 / (scale * scale),
-                compressor_alpha,
-                getattr(compressor, 'zeta', 1.0),
-                getattr(compressor, 'tau', 0.0),
-                int(hold or feedback),
-                int(hold),
-            ),
-        )
+        if compressor.name in _STOCHASTIC:
+            self._launch_stochastic(at, tiles, scale, packed, scratch, selected)
+        else:
+            self._launch_residual(at, tiles, state, scale, scratch, selected, hold, feedback)
         rows = _blocks(self.tiles, _WARPS)
         if exponents:
             self._kernel('count_fitting', 'compress')(
@@ -190,12 +191,103 @@ class KernelPasses:
                 compressor.words.index_bits,
                 packed.data.ptr + 4 * head,
                 int(exponents),
-                0,
+                int(compressor.name == 'qsgd'),
                 int(feedback),
                 int(hold),
             ),
         )
         return packed, head
+
+    def _launch_residual(self, at, tiles, state, scale, scratch, selected, hold, feedback):
+        """Residuals, test and selection of variance, hybrid and Strom."""
+        compressor = self.compressor
+        self._kernel('accumulate', 'residual', THREADS=self.threads, ITEMS=self.items)(
+            (self.tiles,),
+            (self.threads,),
+            (
+                at['gradients'],
+                at['moments'],
+                at['codes'],
+                at['tops'],
+                *tiles,
+                *state,
+                scratch,
+                selected,
+                1.0 / scale,
+                1.0 / (scale * scale),
+                getattr(compressor, 'alpha', 0.0),
+                getattr(compressor, 'zeta', 1.0),
+                getattr(compressor, 'tau', 0.0),
+                int(hold or feedback),
+                int(hold),
+            ),
+        )
+
+    def _launch_stochastic(self, at, tiles, scale, packed, scratch, selected):
+        """Norms or bounds, then the random selection, of QSGD and TernGrad."""
+        compressor, groups = self.compressor, len(self.layout)
+        defines = {'THREADS': self.threads, 'ITEMS': self.items, 'BUCKET_ROWS': 1}
+        source = (at['gradients'], at['codes'], 1.0 / scale, self._offsets)
+        bounds = buckets = 0
+        if compressor.name == 'qsgd':
+            buckets = compressor._device_first_bucket
+            width = 1 << (compressor.bucket_size - 1).bit_length()
+            defines['BUCKET_ROWS'] = max(1, width // 32)
+            self._kernel('bucket_norms', 'stochastic', **defines)(
+                _blocks(compressor._table_words(), _WARPS),
+                (32 * _WARPS,),
+                (
+                    *source,
+                    buckets,
+                    groups,
+                    compressor.bucket_size,
+                    int(compressor.norm == 'max'),
+                    packed,
+                ),
+            )
+        else:
+            sums = cupy.empty(int(self._first_row[-1]), np.float64)
+            means, bounds = cupy.empty(groups, np.float64), cupy.empty(groups, np.float32)
+            for squared in (0, 1):
+                self._kernel('row_sums', 'stochastic', **defines)(
+                    _blocks(self._first_row[-1], _WARPS),
+                    (32 * _WARPS,),
+                    (*source, self._device_first_row, groups, means, squared, sums, at['tops']),
+                )
+                self._kernel('fold_rows', 'stochastic', **defines)(
+                    (groups,),
+                    (256,),
+                    (
+                        at['codes'],
+                        self._offsets,
+                        self._device_first_row,
+                        sums,
+                        squared,
+                        compressor.clip,
+                        means,
+                        at['tops'],
+                        bounds,
+                        packed,
+                    ),
+                )
+        self._kernel('draw', 'stochastic', **defines)(
+            (self.tiles,),
+            (self.threads,),
+            (
+                *source[:3],
+                *tiles,
+                packed,
+                bounds,
+                buckets,
+                getattr(compressor, 'bucket_size', 1),
+                getattr(compressor, 'levels', 1),
+                compressor.step,
+                compressor.seed,
+                compressor.rank,
+                scratch,
+                selected,
+            ),
+        )
 
     def _state_pointers(self):
         """Addresses of r and v; 0 for a state that the algorithm does not have."""
@@ -254,6 +346,10 @@ class KernelPasses:
         written = Arrays(gradients)
         if not written.fit(self._sizes):
             return None
+        dense = [m.dense_values for m in messages if m.dense.size]
+        closed = dense or any(m.absent.size for m in messages)
+        if first_nonfinite([self._aligned(values) for values in dense]) >= 0:
+            return None
         targets = written
         if not written.contiguous:
             targets = Arrays(
@@ -270,6 +366,7 @@ class KernelPasses:
             counts=counts,
             shard_first=self._shard_starts(messages) if shards > 1 else [],
             dense=self._dense_pointers(messages),
+            closed=self._closed(messages),
             gradients=targets.pointers,
             codes=targets.codes,
             refused=[0],
@@ -290,6 +387,9 @@ class KernelPasses:
                 shards,
                 words.index_bits,
                 *static,
+                len(layout),
+                self._table_entries(),
+                at['closed'] if closed else 0,
                 starts,
                 at['refused'],
             ),
@@ -301,7 +401,7 @@ class KernelPasses:
             (
                 at['words'],
                 at['tables'],
-                at['dense'] if any(message.dense.size for message in messages) else 0,
+                at['dense'] if dense else 0,
                 at['gradients'],
                 at['codes'],
                 len(messages),
@@ -332,6 +432,25 @@ class KernelPasses:
                 for array in (message.words, message.table, message.dense_values)
             )
         )
+
+    def _aligned(self, values):
+        # A payload is aligned to four bytes only.
+        values = values.copy() if values.data.ptr % 8 else values
+        return values.view(self.layout.state_dtype)
+
+    def _table_entries(self):
+        """Number of entries of a table to be checked: exponents or norms."""
+        compressor = self.compressor
+        return len(self.layout) if compressor.name == 'variance' else compressor._table_words()
+
+    def _closed(self, messages):
+        """1 for every group, messages x groups, that may have no words; nothing if all may."""
+        if not any(message.absent.size or message.dense.size for message in messages):
+            return []
+        table = np.zeros((len(messages), len(self.layout)), np.int64)
+        for row, message in zip(table, messages):
+            row[message.absent] = row[message.dense] = 1
+        return table.reshape(-1)
 
     def _shard_starts(self, messages):
         starts = np.zeros((len(messages), messages[0].shard_counts.size + 1), np.int64)

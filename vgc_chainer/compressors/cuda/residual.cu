@@ -22,10 +22,6 @@ __device__ __forceinline__ bool unambiguous(State r, State v, double alpha) {
     return wide * wide > (double)v * alpha;
 }
 
-__device__ __forceinline__ State saturated(State r) {
-    return r > (State)LARGEST ? (State)LARGEST : r < -(State)LARGEST ? -(State)LARGEST : r;
-}
-
 // Applies the rule to one element; r becomes the saturated value to be sent where it is due.
 __device__ __forceinline__ bool apply(const Rule& rule, State& r, State& v, State& new_r) {
 #if RULE == STROM
@@ -40,7 +36,7 @@ __device__ __forceinline__ bool apply(const Rule& rule, State& r, State& v, Stat
         v *= rule.zeta;
         return false;
     }
-    r = saturated(r);
+    r = within(r, (State)LARGEST);
 #if RULE == VARIANCE
     new_r = rule.keep_r ? r : (State)0;
     if (!rule.keep_v) v = 0;
