@@ -29,12 +29,15 @@ from vgc_chainer.errors import (
     VgcError,
 )
 from vgc_chainer.layout import Layout
+from vgc_chainer.replicas import ReplicaCheck
 from vgc_chainer.second_moment import SecondMomentHook
 from vgc_chainer.stats import Traffic
 from vgc_chainer.timing import Timings
 from vgc_chainer.transport import TRANSPORTS, create_transport
 from vgc_chainer.transport.mpi import MPITransport
 from vgc_chainer.transport.staging import HostStaging
+from vgc_chainer.transport.watched import WatchedCollectives
+from vgc_chainer.watchdog import Watchdog
 
 
 def initialised_parameters(model):
@@ -60,7 +63,7 @@ class Contribution:
     failure: Exception = None
 
 
-class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
+class CompressedCommunicator(WatchedCollectives, HostStaging, MpiCommunicatorBase):
     """ChainerMN communicator that compresses gradients; everything else is inherited.
 
     Usually made by :func:`vgc_chainer.create_communicator`.
@@ -78,6 +81,11 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
         checksum: Send a CRC-32 with every payload and check it.
         transport: How payloads of GPU ranks travel: ``'mpi'``, ``'nccl'`` or ``'auto'``; see
             :mod:`vgc_chainer.transport`. Chosen at the first exchange, when devices are known.
+        watchdog: Seconds that a rank may wait for the others before the job is ended, with a
+            list of who is where; None waits for ever. A rank whose process has ended is not
+            waited for that long: see :mod:`vgc_chainer.watchdog`.
+        check_replicas: Compare the parameters of all ranks every so many steps; None or 0 never
+            does. See :mod:`vgc_chainer.replicas`.
 
     Attributes:
         compressor: This rank's compressor with its residuals.
@@ -97,11 +105,14 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
         second_moment_memory=2**28,
         checksum=False,
         transport='auto',
+        watchdog=1800.0,
+        check_replicas=None,
     ):
         if nonfinite not in ('raise', 'skip'):
             raise ValueError(f"nonfinite must be 'raise' or 'skip', not {nonfinite!r}")
         if transport not in TRANSPORTS:
             raise ValueError(f'transport must be one of {TRANSPORTS}, not {transport!r}')
+        self.watchdog = Watchdog(mpi_comm, watchdog)
         # ChainerMN keeps configurations in a dict of the class, common to all communicators.
         object.__setattr__(self, '_configs', {})
         super().__init__(mpi_comm)
@@ -112,9 +123,12 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
             'second_moment_memory': second_moment_memory,
             'checksum': checksum,
             'transport': transport,
+            'watchdog': watchdog,
+            'check_replicas': check_replicas,
         }
         self.nonfinite = nonfinite
         self.checksum = bool(checksum)
+        self.replicas = ReplicaCheck(check_replicas)
         self.compressor = make_compressor()
         self.transport = MPITransport(mpi_comm)
         self._wanted_transport = transport
@@ -157,11 +171,13 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
         Raises:
             MismatchError: On every rank, naming the first difference.
         """
-        require_agreement(self.transport, describe(self, model))
+        with self.watchdog.waiting('the comparison of models'):
+            require_agreement(self.transport, describe(self, model))
         self._observe(model)
-        for _, param in sorted(model.namedparams()):
-            if param.array is not None:
-                self._bcast_array(param.array)
+        with self.watchdog.waiting('the broadcast of the model'):
+            for _, param in sorted(model.namedparams()):
+                if param.array is not None:
+                    self._bcast_array(param.array)
 
     def multi_node_mean_grad(self, model, zero_fill=False):
         """Replace every ``param.grad`` by the mean over ranks of what was sent.
@@ -182,9 +198,12 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
         self._enable_rules()
         part = self._contribution(model, params, xp, zero_fill)
         with self.timings.measure('communicate'):
-            statuses = self._exchange(part.status)
+            with self._waiting('status', part.status.step):
+                statuses = self._exchange(part.status)
         if not self._all_ready(statuses, part.failure, params, part.scale):
             return
+        with self._waiting('hashes of parameters', part.status.step):
+            self.replicas.check(self.transport, params, part.status.step)
         self._choose_transport(xp)
         with self.timings.measure('compress', xp):
             message = self.compressor.compress(part.gradients, part.moments, part.scale)
@@ -282,12 +301,17 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
         gathered = self.transport.allgather_records(record.pack())
         return [type(record).unpack(row, rank) for rank, row in enumerate(gathered)]
 
+    def _waiting(self, what, step):
+        """Scope of a collective, for the watchdog."""
+        return self.watchdog.waiting(f'the exchange of {what}', step)
+
     def _all_ready(self, statuses, failure, params, scale):
         """Whether to go on; raises the same kind of error on every rank if it cannot."""
         if any(status.code == wire.FAILED for status in statuses):
-            reasons = self.transport.allgather_objects(
-                f'{type(failure).__name__}: {failure}' if failure is not None else None
-            )
+            with self._waiting('reasons', statuses[self.rank].step):
+                reasons = self.transport.allgather_objects(
+                    f'{type(failure).__name__}: {failure}' if failure is not None else None
+                )
             if failure is not None:
                 raise failure
             rank = next(rank for rank, reason in enumerate(reasons) if reason is not None)
@@ -348,8 +372,10 @@ class CompressedCommunicator(HostStaging, MpiCommunicatorBase):
         if self.checksum:
             header.checksum = wire.checksum(payload)
         with self.timings.measure('communicate'):
-            headers = self._exchange(header)
-            payloads = self.transport.allgatherv(payload, [h.payload_words for h in headers])
+            with self._waiting('headers', self.compressor.step):
+                headers = self._exchange(header)
+            with self._waiting('words', self.compressor.step):
+                payloads = self.transport.allgatherv(payload, [h.payload_words for h in headers])
         fixed = wire.Status.nbytes() + wire.Header.nbytes()
         self.traffic.add(
             self._layout.total,

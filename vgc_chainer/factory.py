@@ -5,7 +5,15 @@ import functools
 from vgc_chainer.compressors import COMPRESSORS
 
 _CHAINERMN = ('naive', 'flat', 'non_cuda_aware', 'pure_nccl', 'dummy')
-_COMMON = ('unsupported', 'nonfinite', 'second_moment_memory', 'checksum', 'transport')
+_COMMON = (
+    'unsupported',
+    'nonfinite',
+    'second_moment_memory',
+    'checksum',
+    'transport',
+    'watchdog',
+    'check_replicas',
+)
 
 
 def create_communicator(communicator_name='variance', mpi_comm=None, **options):
@@ -30,7 +38,8 @@ def create_communicator(communicator_name='variance', mpi_comm=None, **options):
         communicator_name: A name from the table, or one of ChainerMN's.
         mpi_comm: mpi4py communicator; ``MPI.COMM_WORLD`` by default.
         options: Hyperparameters of the algorithm, and for all compressed communicators
-            `unsupported`, `nonfinite`, `second_moment_memory`, `checksum`, `transport`: see
+            `unsupported`, `nonfinite`, `second_moment_memory`, `checksum`, `transport`,
+            `watchdog`, `check_replicas`: see
             :class:`~vgc_chainer.communicator.CompressedCommunicator`. ``virtual_workers=p`` makes
             p workers that take turns in this process: see :mod:`vgc_chainer.virtual`.
 
