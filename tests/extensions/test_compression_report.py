@@ -27,7 +27,11 @@ def trained(comm, out, epochs=2):
     )
     trainer.extend(vgc_chainer.extensions.CompressionReport(comm))
     trainer.extend(chainer_extensions.LogReport(filename='log'))
-    trainer.run()
+    try:
+        trainer.run()
+    finally:
+        if getattr(comm, 'hook', None) is not None:
+            comm.hook.detach()
     return json.loads((out / 'log').read_text())
 
 
