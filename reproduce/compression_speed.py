@@ -24,6 +24,7 @@ results is what was sent.
 
 import argparse
 import csv
+import functools
 import json
 import statistics
 import sys
@@ -77,22 +78,33 @@ def layout_for(parameters):
     return Layout((f'/{k:03d}', shape, np.float32) for k, shape in enumerate(shapes))
 
 
-def inputs(name, layout, rate, xp, seed=0):
+@functools.cache
+def drawn(layout_shapes, rate, thresholded):
+    """Host arrays of :func:`inputs`; `thresholded` for compressors with a threshold."""
+    rng = np.random.default_rng(0)
+    gradients, moments = [], []
+    for shape in layout_shapes:
+        values = rng.standard_normal(shape, np.float32)
+        chosen = rng.random(shape, np.float32) < rate
+        if thresholded:
+            values *= np.float32(1e-6 * TAU)
+            values[chosen] = np.copysign(np.float32(1.5 * TAU), values[chosen])
+        squares = values * values
+        squares *= np.float32(1e6)
+        squares[chosen] = 0
+        gradients.append(values)
+        moments.append(squares)
+    return gradients, moments
+
+
+def inputs(name, layout, rate, xp):
     """Gradients and moments of which `rate` are selected in every step, whatever was before.
 
     Chosen elements have s = 0; the second moment of all others is far above their square, and
     for Strom and hybrid their gradient is far below the threshold.
     """
-    rng = np.random.default_rng(seed)
-    gradients, moments = [], []
-    for shape in layout.shapes:
-        values = rng.standard_normal(shape, np.float32)
-        chosen = rng.random(shape, np.float32) < rate
-        if name in ('strom', 'hybrid'):
-            values = np.where(chosen, np.copysign(1.5 * TAU, values), 1e-6 * TAU * values)
-        gradients.append(xp.asarray(values.astype(np.float32)))
-        moments.append(xp.asarray(np.where(chosen, 0, 1e6 * values**2).astype(np.float32)))
-    return gradients, moments
+    both = drawn(layout.shapes, rate, name in ('strom', 'hybrid'))
+    return tuple([xp.asarray(array) for array in arrays] for arrays in both)
 
 
 class HostClock:
@@ -169,9 +181,9 @@ def measure(name, layout, options, xp, clock):
     """Rows ``(label, send rate, compress ms, decode ms)`` of one compressor."""
     compressor = prepared(name, layout, xp)
     messages = []
-    drawn = inputs(name, layout, options.send_rate, xp)
+    host = inputs(name, layout, options.send_rate, xp)
     for rank in range(options.ranks):
-        gradients, moments = ([xp.roll(a, 37 * rank) for a in arrays] for arrays in drawn)
+        gradients, moments = ([xp.roll(a, 37 * rank) for a in arrays] for arrays in host)
         messages.append(compressor.compress(gradients, moments))
         for array in compressor._state.values():
             array.fill(0)

@@ -52,7 +52,8 @@ def _binary(source):
     """Machine code (or PTX) of `source`, kept among the kernels that CuPy keeps."""
     capability = cupy.cuda.Device().compute_capability
     key = repr((source, _OPTIONS, capability, cupy.cuda.nvrtc.getVersion(), cupy.__version__))
-    directory = Path(compiler.get_cache_dir())
+    kept = os.environ.get('CUPY_CACHE_DIR') or Path.home() / '.cupy' / 'kernel_cache'
+    directory = Path(kept)
     path = directory / f'vgc_{hashlib.sha256(key.encode()).hexdigest()}.bin'
     if path.exists():
         return path.read_bytes()
