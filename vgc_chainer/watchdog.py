@@ -1,9 +1,9 @@
 """Ends a job that would otherwise hang, and says which rank kept the others waiting.
 
 MPI itself notices a process that was killed, but not one that stalls, and often not one that left
-early. Each process has one thread that watches how long the process has been waiting in a
-collective, and answers, over TCP, the question where it is: MPI cannot be asked while it waits. No
-address leaves the host if all ranks are on one.
+early. In each process one thread watches how long the process has been waiting in a collective,
+and another answers, over TCP, the question where it is: MPI cannot be asked while it waits. What
+is asked is not read; the sockets are closed to other hosts if all ranks are on one.
 """
 
 import atexit
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 #: After so many seconds of waiting (or the limit, if that is less) ranks whose process has ended
 #: are looked for: no rank has to wait for those.
@@ -64,11 +65,9 @@ class Watchdog:
 
     def others(self):
         """What every other rank says: ``{rank: answer}``; see :func:`_ask`."""
-        return {
-            rank: _ask(address)
-            for rank, address in enumerate(self._addresses)
-            if rank != self.rank
-        }
+        ranks = [rank for rank in range(self.size) if rank != self.rank]
+        with ThreadPoolExecutor(min(32, len(ranks))) as pool:
+            return dict(zip(ranks, pool.map(_ask, (self._addresses[rank] for rank in ranks))))
 
     def gone(self):
         """Ranks whose process has ended; none where that cannot be told."""
@@ -123,8 +122,9 @@ class _Process:
         self._listeners = {}
         self._main = threading.main_thread().ident
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name='vgc watchdog', daemon=True)
-        self._thread.start()
+        # Two threads: who asks others, and waits for them, must still answer others.
+        for task in (self._watch, self._answer):
+            threading.Thread(target=task, name=f'vgc{task.__name__}', daemon=True).start()
 
     def listen(self, hosts):
         """Address for :func:`_ask`, or None if there can be none."""
@@ -150,28 +150,25 @@ class _Process:
         for listener in self._listeners.values():
             listener.close()
 
-    def _run(self):
+    def _watch(self):
         while not self._closed:
-            with contextlib.suppress(OSError, ValueError):  # closed meanwhile
-                self._answer(self._tick())
+            time.sleep(min([1.0, *(wait.limit / 10 for wait in self._waits[:1])]))
             for wait in self._waits[:1]:
                 reason = wait.overdue(time.monotonic())
                 if reason is not None and wait in self._waits and not self._closed:
                     _abort(reason)
 
-    def _tick(self):
-        return min([1.0, *(wait.limit / 10 for wait in self._waits[:1])])
-
-    def _answer(self, seconds):
-        listeners = list(self._listeners.values())
-        if not listeners:
-            time.sleep(min(seconds, 0.1))
-            return
-        ready, _, _ = select.select(listeners, [], [], seconds)
-        for listener in ready:
-            connection, _ = listener.accept()
-            with connection:
-                connection.sendall(json.dumps(self._where()).encode())
+    def _answer(self):
+        while not self._closed:
+            listeners = list(self._listeners.values())
+            if not listeners:
+                time.sleep(0.05)
+                continue
+            with contextlib.suppress(OSError, ValueError):  # closed, here or on the other side
+                for listener in select.select(listeners, [], [], 1.0)[0]:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.sendall(json.dumps(self._where()).encode())
 
     def _where(self):
         now = time.monotonic()
