@@ -6,6 +6,7 @@ import sys
 import chainer
 import numpy as np
 
+import vgc_chainer
 from vgc_chainer.errors import MismatchError
 from vgc_chainer.wire import VERSION
 
@@ -18,15 +19,27 @@ def describe(comm, model):
     compressor = comm.compressor
     facts = [
         ('wire format version', VERSION),
+        ('vgc_chainer version', vgc_chainer.__version__),
         ('chainer version', chainer.__version__),
         ('byte order', sys.byteorder),
         ('algorithm', compressor.name),
     ]
     for key, value in sorted(compressor.hyperparameters().items()):
         facts.append((f'hyperparameter {key}', value))
-    for option in ('nonfinite', 'checksum', 'transport'):
+    # Seeds of stochastic compressors are hyperparameters. Options that make a rank take part in a
+    # collective, or stay away from it, must agree, too; the watchdog's limit need not.
+    for option in ('nonfinite', 'checksum', 'transport', 'check_replicas'):
         facts.append((f'option {option}', comm.options[option]))
     return facts + describe_model(model)
+
+
+def describe_snapshot(comm, description):
+    """What the state of one rank belongs to: :func:`describe`, and whose of how many it is.
+
+    Residuals belong to one rank of a number of ranks: another number is refused, since there is no
+    way to deal them out that would repeat the run.
+    """
+    return [('number of ranks', comm.size), ('rank', comm.rank), *description]
 
 
 def describe_model(model):

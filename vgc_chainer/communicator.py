@@ -18,7 +18,13 @@ import numpy as np
 from chainermn.communicators.mpi_communicator_base import MpiCommunicatorBase
 
 from vgc_chainer import wire
-from vgc_chainer.agreement import agreement_digest, describe, first_difference, require_agreement
+from vgc_chainer.agreement import (
+    agreement_digest,
+    describe,
+    describe_snapshot,
+    first_difference,
+    require_agreement,
+)
 from vgc_chainer.compressors.finite import first_nonfinite
 from vgc_chainer.errors import (
     MismatchError,
@@ -43,6 +49,17 @@ from vgc_chainer.watchdog import Watchdog
 def initialised_parameters(model):
     """``(name, parameter)`` of a link in wire order, uninitialised ones left out."""
     return [(n, p) for n, p in sorted(model.namedparams()) if p.array is not None]
+
+
+def _require_same_phase(statuses):
+    """Either all ranks broadcast the model, or none does; raises MismatchError otherwise."""
+    starting = [rank for rank, status in enumerate(statuses) if status.code == wire.BROADCAST]
+    if 0 < len(starting) < len(statuses):
+        steps = {status.step for status in statuses if status.code != wire.BROADCAST}
+        raise MismatchError(
+            f'ranks {starting} are about to broadcast the model, the others to exchange the '
+            f'gradients of step {sorted(steps)}: have all ranks loaded the same snapshot?'
+        )
 
 
 @dataclasses.dataclass
@@ -172,6 +189,7 @@ class CompressedCommunicator(WatchedCollectives, HostStaging, MpiCommunicatorBas
             MismatchError: On every rank, naming the first difference.
         """
         with self.watchdog.waiting('the comparison of models'):
+            self._require_all_broadcast()
             require_agreement(self.transport, describe(self, model))
         self._observe(model)
         with self.watchdog.waiting('the broadcast of the model'):
@@ -220,7 +238,7 @@ class CompressedCommunicator(WatchedCollectives, HostStaging, MpiCommunicatorBas
         if self._layout is None:
             return {}
         state = {f'compressor/{key}': value for key, value in self.compressor.state().items()}
-        state['description'] = json.dumps(self._description)
+        state['description'] = json.dumps(describe_snapshot(self, self._description))
         for field in dataclasses.fields(self.traffic):
             state[f'traffic/{field.name}'] = getattr(self.traffic, field.name)
         return state
@@ -234,7 +252,8 @@ class CompressedCommunicator(WatchedCollectives, HostStaging, MpiCommunicatorBas
         """
         self._observe(model)
         saved = json.loads(state['description'])
-        difference = first_difference(saved, json.loads(json.dumps(self._description)))
+        mine = json.loads(json.dumps(describe_snapshot(self, self._description)))
+        difference = first_difference(saved, mine)
         if difference is not None:
             raise StateError(f'the snapshot (first) does not fit this run (second): {difference}')
         prefix = 'compressor/'
@@ -245,6 +264,11 @@ class CompressedCommunicator(WatchedCollectives, HostStaging, MpiCommunicatorBas
             setattr(self.traffic, field.name, int(state[f'traffic/{field.name}']))
 
     # -- a step, part by part
+
+    def _require_all_broadcast(self):
+        """A rank that resumes from a snapshot does not broadcast; who starts anew does."""
+        step = self.compressor.step
+        _require_same_phase(self._exchange(wire.Status(wire.BROADCAST, step=step)))
 
     def _contribution(self, model, params, xp, zero_fill):
         """What this rank brings into the step. An error is kept, to be told to all ranks first."""
@@ -307,6 +331,7 @@ class CompressedCommunicator(WatchedCollectives, HostStaging, MpiCommunicatorBas
 
     def _all_ready(self, statuses, failure, params, scale):
         """Whether to go on; raises the same kind of error on every rank if it cannot."""
+        _require_same_phase(statuses)
         if any(status.code == wire.FAILED for status in statuses):
             with self._waiting('reasons', statuses[self.rank].step):
                 reasons = self.transport.allgather_objects(

@@ -28,7 +28,7 @@ VERSION = 1
 _MAGIC = 0x56474300 | VERSION  # 'VGC' and the version in the low byte
 
 #: Values of :attr:`Status.code`.
-OK, NONFINITE, FAILED = 0, 1, 2
+OK, NONFINITE, FAILED, BROADCAST = 0, 1, 2, 3
 
 
 class _Record:
@@ -60,7 +60,8 @@ class Status(_Record):
     """Can this rank take its part in the step?
 
     Attributes:
-        code: `OK`, `NONFINITE` or `FAILED`.
+        code: `OK`, `NONFINITE` or `FAILED`; `BROADCAST`: this rank is not about to exchange
+            gradients at all, but to broadcast the model.
         detail: Group that a `NONFINITE` is about.
         step: Number of the step, counted from 1.
         agreement: Hash of model layout, algorithm, hyperparameters and versions.

@@ -1,5 +1,8 @@
 """Makes compression visible to LogReport, PrintReport and PlotReport."""
 
+import dataclasses
+
+import numpy as np
 from chainer import reporter
 from chainer.training import extension
 
@@ -30,9 +33,19 @@ class CompressionReport(extension.Extension):
         self._last = None
 
     def initialize(self, trainer):
-        # After a resume the communicator's counts go on; the interval starts here all the same.
-        if self._comm is not None:
+        # After a resume the interval of the snapshot goes on. (chainer's snapshot may load later
+        # than this is called.)
+        if self._comm is not None and self._last is None:
             self._last = self._comm.traffic.copy()
+
+    def serialize(self, serializer):
+        if self._comm is None:
+            return
+        last = self._last or self._comm.traffic.copy()
+        for field in dataclasses.fields(last):
+            value = serializer(field.name, np.array(getattr(last, field.name)))
+            setattr(last, field.name, int(value))
+        self._last = last
 
     def __call__(self, trainer):
         if self._comm is None:
