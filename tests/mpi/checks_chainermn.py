@@ -130,8 +130,19 @@ def test_multi_node_batch_normalization():
     with model.init_scope():
         model.bn = MultiNodeBatchNormalization(4, comm)
     comm.bcast_data(model)
-    backward(model, 0)
-    assert comm.hook.moment(model.bn.gamma).shape == (4,)
+    x, t = batch(0)
+    h = model.conv(x)
+    y = model.bn(h)
+    loss = F.softmax_cross_entropy(model.fc2(F.relu(model.fc1(F.relu(y)))), t)
+    model.cleargrads()
+    loss.backward(retain_grad=True)
+    # The link averages its gradient over the ranks; this rank's samples stand for a p-th of it.
+    c_beta = y.grad.sum(axis=(2, 3))
+    mean = comm.allreduce(c_beta.sum(axis=0)) / world.size
+    np.testing.assert_allclose(model.bn.beta.grad, mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        comm.hook.moment(model.bn.beta), (c_beta**2).sum(axis=0) / world.size, rtol=1e-4
+    )
     comm.multi_node_mean_grad(model)
     assert np.abs(model.bn.gamma.grad).max() > 0
 
@@ -159,7 +170,7 @@ def test_finalize_detaches_the_hook():
     comm = created('variance')
     comm.bcast_data(Net())
     assert any(hook is comm.hook for hook in chainer.get_function_hooks().values())
-    comm.hook.detach()
+    comm.finalize()
     assert not any(hook is comm.hook for hook in chainer.get_function_hooks().values())
 
 
