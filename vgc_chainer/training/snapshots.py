@@ -2,6 +2,8 @@
 
 import os
 import re
+import zipfile
+import zlib
 
 from chainer import serializers
 from chainer.training import extension
@@ -52,7 +54,8 @@ class Snapshots:
             int: The iteration after which the training continues.
 
         Raises:
-            UsageError: There is no set of exactly this number of ranks. Raised on every rank.
+            UsageError: There is no set of exactly this number of ranks, or a file of the newest
+                one is damaged. Raised on every rank.
         """
         found = set().union(*allgather_obj(self._comm, self._found()))
         # Virtual workers live in one process and share its file.
@@ -64,7 +67,16 @@ class Snapshots:
                 f'nothing to resume: {self._path} holds no complete set of snapshots for '
                 f'{len(ranks)} ranks; (rank, iteration) of those there: {sorted(found)}'
             )
-        serializers.load_npz(self._file(max(complete)), trainer)
+        file = self._file(max(complete))
+        problems = allgather_obj(self._comm, _damage(file))
+        if any(problems):
+            # Files are complete when they get their name: a disk or a copy has failed. Whether an
+            # older state will do instead is for the user to say.
+            raise UsageError(
+                f'nothing resumed: {next(filter(None, problems))}; without the set of iteration '
+                f'{max(complete)} the next older one would be taken, if there is one'
+            )
+        serializers.load_npz(file, trainer)
         return trainer.updater.iteration
 
     def _file(self, iteration):
@@ -74,3 +86,13 @@ class Snapshots:
         names = os.listdir(self._path) if os.path.isdir(self._path) else []
         matches = (re.fullmatch(r'snapshot\.(\d+)\.(\d+)', name) for name in names)
         return {(int(match[1]), int(match[2])) for match in matches if match}
+
+
+def _damage(file):
+    """What is wrong with a snapshot file, in words, or None: all of it is read and checked."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        return f'{file} is damaged: {error}'
+    return f'{file} is damaged: {broken} fails its checksum' if broken else None
