@@ -16,7 +16,7 @@ export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 MPIEXEC := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/mpiexec
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test soak fuzz lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1|/' \
@@ -42,6 +42,12 @@ demo: setup  ## two MPI ranks learn real digits with compression; plots in resul
 
 test: setup  ## all tests, with 2, 3 and 8 MPI ranks; GPU tests where there is a GPU
 	$(BIN)/python -m pytest
+
+soak: setup  ## long tests: thousands of steps, 32 ranks, 3e8 parameters (half an hour, 16 GB)
+	$(BIN)/python -m pytest --soak --timeout 3600
+
+fuzz: setup  ## a million damaged messages for the decoder of every compressor
+	$(BIN)/python -m tests.fuzz
 
 lint: setup  ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -14,7 +14,20 @@ def _why_no_gpu():
         return f'no CUDA device: {error}'
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption('--soak', action='store_true', help='run the long tests, and only those')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'soak: takes minutes or gigabytes; run by make soak')
+
+
+def pytest_collection_modifyitems(config, items):
+    chosen = [
+        bool(item.get_closest_marker('soak')) == config.getoption('--soak') for item in items
+    ]
+    config.hook.pytest_deselected(items=[i for i, there in zip(items, chosen) if not there])
+    items[:] = [item for item, there in zip(items, chosen) if there]
     marked = [item for item in items if item.get_closest_marker('gpu')]
     reason = _why_no_gpu() if marked else None
     if reason:
