@@ -399,6 +399,8 @@ class CompressedCommunicator(WatchedCollectives, HostStaging, MpiCommunicatorBas
         with self.timings.measure('communicate'):
             with self._waiting('headers', self.compressor.step):
                 headers = self._exchange(header)
+            for rank, theirs in enumerate(headers):
+                wire.require_plausible(theirs, self._layout, rank)
             with self._waiting('words', self.compressor.step):
                 payloads = self.transport.allgatherv(payload, [h.payload_words for h in headers])
         fixed = wire.Status.nbytes() + wire.Header.nbytes()

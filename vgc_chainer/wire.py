@@ -172,6 +172,30 @@ class Message:
         return xp.concatenate([xp.asarray(part, dtype=np.uint32) for part in parts])
 
 
+def require_plausible(header, layout, rank):
+    """Check that a payload of these lengths can exist, before memory is set aside for it.
+
+    Raises:
+        WireError: A section is longer than the layout allows.
+    """
+    groups, elements = len(layout), layout.total
+    limits = {
+        'table': elements + groups,  # a norm a bucket, and a bucket an element
+        'shards': elements + 1,
+        'absent': groups,
+        'dense': groups,
+        'words': elements,
+        'dense_values': elements * layout.state_dtype.itemsize // 4,
+    }
+    for section, limit in limits.items():
+        length = getattr(header, section)
+        if length > limit:
+            raise WireError(
+                f'rank {rank} announced {length} words of {section.replace("_", " ")}; a model of '
+                f'{elements} elements cannot have more than {limit}'
+            )
+
+
 def unpack(payload, header, layout, rank):
     """Cut a received payload into a :class:`Message`.
 

@@ -26,7 +26,7 @@ FAULTS = {
     r'(.|\n)*program\.py:\d+ misbehave\n',
     'stop': WAITED + r'(.|\n)*rank 1: does not answer',
     'wander': WAITED + r'(.|\n)*rank 1: waits as well, for \S+ s in allreduce_obj\(\)',
-    'evaluate': r'rank 0 has waited 2\.\d s in allreduce_obj\(\), longer(.|\n)*program\.py:\d+ main',
+    'evaluate': r'rank 0 has waited 2\.\d s in allreduce_obj\(\)(.|\n)*program\.py:\d+ main',
 }
 
 
