@@ -14,6 +14,8 @@ from tests.mpi_launcher import mpi_environment, mpiexec, run
 from vgc_chainer import compat
 from vgc_chainer._pkg_resources import ResolutionError, WorkingSet
 
+PARAMS = [((2, 3), np.float64), ((2,), np.float32), ((2,), np.float16)]
+
 
 def python(code, expect=0):
     """Run code in a fresh interpreter that turns warnings of our own modules into errors."""
@@ -43,6 +45,33 @@ TRY_CHAINER = 'try:\n    import chainer\nexcept Exception as error:\n    print("
 )
 def test_import_orders(code):
     python(code)
+
+
+def test_after_a_chainer_that_failed():
+    """Made to fail on every version, in the middle of its imports."""
+    out = python(
+        'import sys\n'
+        'sys.modules["pkg_resources"] = None\n'
+        + TRY_CHAINER
+        + 'left = [name for name in sys.modules if name.startswith("chainer")]\n'
+        'import vgc_chainer, chainer, chainermn, chainer.testing, chainer.gradient_check\n'
+        'print("left behind:", len(left), chainer.links.Linear(2, 3).W.shape)\n'
+    )
+    assert 'failed: ' in out and 'left behind: ' in out and '(3, 2)' in out
+
+
+def test_import_is_quiet():
+    code = 'import vgc_chainer, chainermn, chainer.testing, chainer.gradient_check'
+    result = subprocess.run(
+        [sys.executable, '-W', 'error', '-c', code],
+        capture_output=True,
+        text=True,
+        env=mpi_environment(),
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ''
+    assert result.stderr == ''
 
 
 def test_a_working_chainer_that_came_first_is_repaired_in_place():
@@ -177,6 +206,29 @@ def test_backward_of_a_deconvolution_whose_forward_did_not_set_cover_all():
             patch = gy[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
             expected += np.einsum('bi,bokl->iokl', x.array[:, :, i, j], patch)
     np.testing.assert_allclose(W.grad, expected, rtol=1e-10)
+
+
+def test_unpack_params_with_another_transfer_dtype():
+    """Used by pure_nccl; the device buffer is replaced by one in host memory."""
+    pytest.importorskip('mpi4py')
+    from chainermn.communicators import _memory_utility
+
+    values = np.arange(10, dtype=np.float32)
+
+    class Buffer:
+        def to_device(self, array, size, offset, stream):
+            part = values[offset // 4 :][: size // 4]
+            assert array.dtype == values.dtype and array.nbytes == size
+            array[...] = part.reshape(array.shape)
+
+    params = [chainer.Parameter(np.zeros(shape, dtype)) for shape, dtype in PARAMS]
+    for param in params:
+        param.grad = np.full_like(param.array, -1)
+    before = [param.grad for param in params]
+    _memory_utility.unpack_params(params, 'grad', Buffer(), np.dtype(np.float32), False)
+    assert [param.grad.dtype for param in params] == [dtype for _, dtype in PARAMS]
+    assert all(param.grad is array for param, array in zip(params, before)), 'written in place'
+    np.testing.assert_array_equal(np.concatenate([p.grad.ravel() for p in params]), values)
 
 
 def test_gradient_check_works():
