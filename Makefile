@@ -4,7 +4,8 @@ VENV   ?= .venv
 # NumPy to install, e.g. NUMPY='numpy<2'; by default the newest that this Python can have.
 NUMPY  ?= numpy
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3.9 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' >/dev/null 2>&1 \
+	$$p -c 'import ensurepip, sys; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' \
+	>/dev/null 2>&1 \
 	&& echo $$p && break; done)
 
 BIN    := $(VENV)/bin
@@ -21,15 +22,16 @@ MPIEXEC := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/mpiexec
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1|/' \
 	| awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
-	@echo 'Variables: PYTHON, VENV (default .venv), NUMPY (e.g. "numpy<2")'
+	@echo 'Variables: PYTHON and NUMPY (e.g. "numpy<2") for a new VENV (default .venv)'
 
 setup: $(READY)  ## virtual environment with everything, Chainer built from source
 
 # Chainer exists as a source package whose build needs pkg_resources: setuptools < 81, and no
 # build isolation, which would fetch a newer one.
 $(READY): setup.py
-	@test -n "$(PYTHON)" || { echo 'No Python 3.9 to 3.12 found; say make PYTHON=/path/to/python'; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@test -n "$(PYTHON)" || { echo 'No Python 3.9 to 3.12 that can make virtual environments;' \
+	  'install one, or say make PYTHON=/path/to/python'; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools<81' wheel
 	$(BIN)/python -m pip install --quiet '$(NUMPY)'
 	$(BIN)/python -m pip install --quiet --no-build-isolation 'chainer==7.8.1'

@@ -23,7 +23,6 @@ setup(
         'dev': ['ruff==0.17.*'],
     },
     classifiers=[
-        'License :: OSI Approved :: MIT License',
         'Programming Language :: Python :: 3 :: Only',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
