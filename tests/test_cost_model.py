@@ -48,7 +48,7 @@ def test_speed_up_and_break_even_bandwidth():
     slower, faster = bandwidth / 2, bandwidth * 2
     assert step.speed_up(16, 10**7, slower, 400) > step.speed_up(16, 10**7, slower)
     assert step.speed_up(16, 10**7, faster, 400) < step.speed_up(16, 10**7, faster)
-    assert step.speed_up(16, 10**7, 1e15) == pytest.approx(16)
+    assert step.speed_up(16, 10**7, 1e18) == pytest.approx(16)
 
 
 def test_compression_that_never_or_always_pays():
