@@ -45,6 +45,9 @@ from vgc_chainer.transport.staging import HostStaging
 from vgc_chainer.transport.watched import WatchedCollectives
 from vgc_chainer.watchdog import Watchdog
 
+#: Bytes in one MPI broadcast: some MPIs count in 32-bit integers.
+_BROADCAST_BYTES = 2**30
+
 
 def initialised_parameters(model):
     """``(name, parameter)`` of a link in wire order, uninitialised ones left out."""
@@ -459,5 +462,7 @@ class CompressedCommunicator(WatchedCollectives, HostStaging, MpiCommunicatorBas
 
     def _bcast_array(self, array):
         host = np.ascontiguousarray(chainer.backends.cuda.to_cpu(array))
-        self.mpi_comm.Bcast(host.view(np.uint8) if host.ndim else host.reshape(1).view(np.uint8))
+        data = host.reshape(-1).view(np.uint8)
+        for start in range(0, data.size, _BROADCAST_BYTES):
+            self.mpi_comm.Bcast(data[start : start + _BROADCAST_BYTES])
         array[...] = chainer.backend.get_array_module(array).asarray(host)

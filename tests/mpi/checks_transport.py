@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from tests.mpi.common import Net, backward, created, world
+from tests.mpi.common import Net, assert_replicas_identical, backward, created, world
+from vgc_chainer import communicator
 from vgc_chainer.errors import TransportError
-from vgc_chainer.transport import create_transport
+from vgc_chainer.transport import create_transport, mpi
 from vgc_chainer.transport.mpi import MPITransport
 
 LENGTHS = {
@@ -39,9 +40,31 @@ def test_records_and_objects():
     assert transport.allgather_objects(str(world.rank)) == [str(r) for r in range(world.size)]
 
 
-def test_a_gather_beyond_what_mpi_counts_is_refused():
-    with pytest.raises(OverflowError, match='2147483648 words'):
-        MPITransport(world).allgatherv(np.empty(0, np.uint32), [2**31] + [0] * (world.size - 1))
+@pytest.mark.parametrize('limit', [1, 997, 50_000])
+@pytest.mark.parametrize('lengths', LENGTHS.values(), ids=LENGTHS)
+def test_a_gather_beyond_what_mpi_counts_goes_in_parts(lengths, limit, monkeypatch):
+    calls = []
+
+    class Spy(MPITransport):
+        def _allgatherv(self, send, received, counts):
+            calls.append(sum(counts))
+            super()._allgatherv(send, received, counts)
+
+    if limit == 1:
+        lengths = [min(length, 20) for length in lengths]
+    monkeypatch.setattr(mpi, '_MAX_WORDS', limit)
+    received = Spy(world).allgatherv(payload_of(world.rank, lengths[world.rank]), lengths)
+    for rank, length in enumerate(lengths):
+        np.testing.assert_array_equal(received[rank], payload_of(rank, length))
+    assert max(calls) <= max(limit, world.size)
+    assert len(set(world.allgather(len(calls)))) == 1
+
+
+def test_a_broadcast_beyond_what_mpi_counts_goes_in_parts(monkeypatch):
+    monkeypatch.setattr(communicator, '_BROADCAST_BYTES', 100)
+    model = Net(seed=world.rank)
+    created('strom').bcast_data(model)
+    assert_replicas_identical(model)
 
 
 def test_nccl_for_a_model_on_the_cpu_is_refused():

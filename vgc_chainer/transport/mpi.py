@@ -6,8 +6,8 @@ no CUDA and would take a device pointer for a host one.
 
 import numpy as np
 
-#: Some MPIs count in 32-bit integers; a longer gather would wrap around.
-_MAX_COUNT = 2**31 - 1
+#: Words in one MPI call, all ranks together: 2^31 bytes. Some MPIs count bytes in 32-bit integers.
+_MAX_WORDS = 2**29 - 1
 
 
 class MPITransport:
@@ -53,27 +53,36 @@ class MPITransport:
         Returns:
             One uint32 array a rank, on the device of `payload`. They share a buffer that the
             next call overwrites.
-
-        Raises:
-            OverflowError: The payloads together exceed what MPI can count, on every rank.
         """
         counts = [int(count) for count in counts]
-        total = sum(counts)
-        if total > _MAX_COUNT:
-            raise OverflowError(
-                f'{total} words in one allgatherv; MPI counts to {_MAX_COUNT}. '
-                'Raise alpha or tau so that less is sent'
-            )
         on_host = isinstance(payload, np.ndarray)
         send = np.ascontiguousarray(payload) if on_host else self._to_host(payload)
-        received = self._buffer('receive', total, pinned=not on_host)
+        received = self._buffer('receive', sum(counts), pinned=not on_host)
         starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self.mpi_comm.Allgatherv(
-            send, [received, counts, [int(start) for start in starts[:-1]], _uint32()]
-        )
+        if sum(counts) <= _MAX_WORDS:
+            self._allgatherv(send, received, counts)
+        else:
+            self._allgatherv_in_parts(send, received, counts, starts)
         if not on_host:
             received = self._to_device(received)
         return [received[starts[i] : starts[i + 1]] for i in range(self.size)]
+
+    def _allgatherv(self, send, received, counts):
+        starts = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
+        self.mpi_comm.Allgatherv(send, [received, counts, starts[:-1], _uint32()])
+
+    def _allgatherv_in_parts(self, send, received, counts, starts):
+        """The same in several calls, each of which MPI can count; all ranks make as many."""
+        share = max(1, _MAX_WORDS // self.size)
+        for done in range(0, max(counts), share):
+            now = [min(max(count - done, 0), share) for count in counts]
+            part = np.empty(sum(now), np.uint32)
+            self._allgatherv(send[done : done + now[self.rank]], part, now)
+            at = 0
+            for rank, length in enumerate(now):
+                start = starts[rank] + done
+                received[start : start + length] = part[at : at + length]
+                at += length
 
     def _to_host(self, payload):
         import cupy
