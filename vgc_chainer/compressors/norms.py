@@ -5,13 +5,14 @@ import numpy as np
 _LARGEST = np.finfo(np.float32).max
 
 
-def to_float32(xp, values):
-    """`values` as float32; what is too large for it becomes the largest finite number.
+def to_float32(xp, values, room=1):
+    """`values` as float32, none larger than the largest finite number / `room`.
 
     A receiver refuses an infinite norm, and one element at the limit would make a norm infinite.
     """
     if values.dtype == np.float64:
-        values = xp.clip(values, -_LARGEST, _LARGEST)
+        largest = float(_LARGEST) / room
+        values = xp.clip(values, -largest, largest)
     return values.astype(np.float32)
 
 

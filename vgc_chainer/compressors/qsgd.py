@@ -100,8 +100,10 @@ class QSGDCompressor(Compressor):
         wide = xp.zeros((rows.shape[0], width), np.float64)
         wide[:, : self.bucket_size] = rows
         if self.norm == 'max':
-            return to_float32(xp, fold(xp.abs(wide), xp.maximum))
-        return to_float32(xp, xp.sqrt(fold(wide * wide, xp.add)))
+            norms = fold(xp.abs(wide), xp.maximum)
+        else:
+            norms = xp.sqrt(fold(wide * wide, xp.add))
+        return to_float32(xp, norms, room=2 * self.levels)  # the decoder multiplies by the level
 
     def _decode(self, table, indices, negative, codes, rank):
         xp = self.xp
