@@ -5,7 +5,12 @@ must not depend on the device, so the ten rounds are spelled out here. The strea
 function of (seed, rank, step, element): a run repeats, whatever the order of evaluation.
 """
 
+import functools
+
 import numpy as np
+
+#: Elements for which numbers are made at a time, at least: the temporaries stay in a cache.
+_AHEAD = 1 << 16
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -53,3 +58,24 @@ def uniform(xp, seed, rank, step, start, stop):
     for lane, bits in enumerate(lanes):
         numbers[:, lane] = (bits >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
     return numbers.reshape(-1)[start - 4 * first : stop - 4 * first]
+
+
+class Uniforms:
+    """The numbers of :func:`uniform` for ascending ranges, made ahead for many small ones.
+
+    Args:
+        xp, seed, rank, step: As for :func:`uniform`.
+        total: Number of elements there are.
+    """
+
+    def __init__(self, xp, seed, rank, step, total):
+        self._make = functools.partial(uniform, xp, seed, rank, step)
+        self._total = total
+        self._start, self._numbers = 0, xp.empty(0, np.float32)
+
+    def __call__(self, start, stop):
+        """Numbers of elements `start` to `stop`."""
+        if not self._start <= start <= stop <= self._start + self._numbers.size:
+            ahead = min(max(stop, start + _AHEAD), self._total)
+            self._start, self._numbers = start, self._make(start, ahead)
+        return self._numbers[start - self._start : stop - self._start]

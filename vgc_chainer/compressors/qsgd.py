@@ -16,7 +16,7 @@ import numpy as np
 from vgc_chainer.compressors import options
 from vgc_chainer.compressors.base import Compressor, concatenate
 from vgc_chainer.compressors.norms import norms_problem, to_float32
-from vgc_chainer.compressors.philox import uniform
+from vgc_chainer.compressors.philox import Uniforms
 from vgc_chainer.compressors.reduction import fold, pad_to
 
 
@@ -67,8 +67,9 @@ class QSGDCompressor(Compressor):
     def _encode(self, gradients, moments, scale):
         xp = self.xp
         norms = xp.zeros(self._table_words(), np.float32)
+        uniforms = Uniforms(xp, self.seed, self.rank, self.step, self.layout.total)
         parts = [
-            self._encode_group(group, self._unscaled(gradient, scale), norms)
+            self._encode_group(group, self._unscaled(gradient, scale), norms, uniforms)
             for group, gradient in enumerate(gradients)
             if gradient is not None and gradient.size
         ]
@@ -77,7 +78,7 @@ class QSGDCompressor(Compressor):
         indices, negative, codes = (concatenate(xp, list(c), t) for c, t in zip(columns, dtypes))
         return norms.view(np.uint32), indices, negative, codes
 
-    def _encode_group(self, group, gradient, norms):
+    def _encode_group(self, group, gradient, norms, uniforms):
         xp = self.xp
         where = self.layout.slice(group)
         gradient = to_float32(xp, gradient)
@@ -86,7 +87,7 @@ class QSGDCompressor(Compressor):
         per_element = xp.repeat(norm, self.bucket_size)[: gradient.size]
         # A bucket of zeros has norm 0 and nothing to send: any divisor will do.
         per_element[per_element == 0] = 1
-        numbers = uniform(xp, self.seed, self.rank, self.step, where.start, where.stop)
+        numbers = uniforms(where.start, where.stop)
         level = xp.floor(xp.abs(gradient) / per_element * np.float32(self.levels) + numbers)
         # Rounding of the sum may reach s + 1 for an element as large as its norm.
         level = xp.minimum(level, self.levels).astype(np.int32)

@@ -15,7 +15,7 @@ import numpy as np
 from vgc_chainer.compressors import options
 from vgc_chainer.compressors.base import Compressor, concatenate
 from vgc_chainer.compressors.norms import norms_problem, to_float32
-from vgc_chainer.compressors.philox import uniform
+from vgc_chainer.compressors.philox import Uniforms
 from vgc_chainer.compressors.reduction import tree_sum
 
 
@@ -50,8 +50,9 @@ class TernGradCompressor(Compressor):
     def _encode(self, gradients, moments, scale):
         xp = self.xp
         tops = xp.zeros(self._table_words(), np.float32)
+        uniforms = Uniforms(xp, self.seed, self.rank, self.step, self.layout.total)
         parts = [
-            self._encode_group(group, self._unscaled(gradient, scale), tops)
+            self._encode_group(group, self._unscaled(gradient, scale), tops, uniforms)
             for group, gradient in enumerate(gradients)
             if gradient is not None and gradient.size
         ]
@@ -61,7 +62,7 @@ class TernGradCompressor(Compressor):
         )
         return tops.view(np.uint32), indices, negative, None
 
-    def _encode_group(self, group, gradient, tops):
+    def _encode_group(self, group, gradient, tops, uniforms):
         xp = self.xp
         where = self.layout.slice(group)
         gradient = to_float32(xp, gradient)
@@ -69,7 +70,7 @@ class TernGradCompressor(Compressor):
         magnitude = xp.minimum(xp.abs(gradient), bound)
         top = magnitude.max()
         tops[group] = top
-        numbers = uniform(xp, self.seed, self.rank, self.step, where.start, where.stop)
+        numbers = uniforms(where.start, where.stop)
         # u < |g| / top without the division, which a zero array would not survive.
         chosen = xp.flatnonzero(numbers * top < magnitude)
         return chosen + where.start, gradient[chosen] < 0
