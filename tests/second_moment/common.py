@@ -79,6 +79,116 @@ def twice(link, x):
     return link(F.tanh(link(x)))
 
 
+def frames(link, x):
+    """(b, t, ...) -> (b * t, ...) and back: a sample is a film."""
+    h = link(F.reshape(chainer.as_variable(x), (-1, *x.shape[2:])))
+    return F.reshape(h, (len(x), -1))
+
+
+def lstm_steps(link, x):
+    c = h = None
+    for step in range(x.shape[1]):
+        c, h = link(c, h, x[:, step])
+    return h
+
+
+def gru_steps(link, x):
+    h = chainer.Variable(np.zeros_like(x[:, 0, :1], shape=(len(x), 4)))
+    for step in range(x.shape[1]):
+        h = link(h, x[:, step])
+    return h
+
+
+class Tagger(chainer.Chain):
+    """A recurrent layer with an output at every step."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.rnn = L.StatelessLSTM(3, 4)
+            self.out = L.Linear(4, 2)
+
+    def states(self, x):
+        c = h = None
+        states = []
+        for step in range(x.shape[1]):
+            c, h = self.rnn(c, h, x[:, step])
+            states.append(h)
+        return states
+
+
+def tags_stacked_along_time(link, x):
+    return link.out(F.stack(link.states(x), axis=1), n_batch_axes=2)
+
+
+def tags_one_by_one(link, x):
+    return F.stack([link.out(h) for h in link.states(x)], axis=1)
+
+
+def steps_of_a_transposed_batch(link, x):
+    h = F.transpose(chainer.as_variable(x), (1, 0, 2))
+    return F.concat([link(h[step]) for step in range(len(h))], axis=1)
+
+
+class Attention(chainer.Chain):
+    """Two heads."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.query, self.out = L.Linear(4, 4), L.Linear(4, 4)
+            self.key = L.Linear(4, 4, nobias=True)  # softmax does not see a shift
+
+    def weigh(self, query, key):
+        return F.matmul(F.softmax(F.matmul(query, key, transb=True), axis=-1), query)
+
+
+def heads_along_axis_0(link, x):
+    """Heads one batch after the other, as in Chainer's own examples."""
+
+    def split(h):
+        return F.concat(F.split_axis(h, 2, axis=2), axis=0)
+
+    h = link.weigh(split(link.query(x, n_batch_axes=2)), split(link.key(x, n_batch_axes=2)))
+    return link.out(F.concat(F.split_axis(h, 2, axis=0), axis=2), n_batch_axes=2)
+
+
+def heads_by_transposing(link, x):
+    b, t, d = x.shape
+
+    def split(h):
+        return F.transpose(F.reshape(h, (b, t, 2, 2)), (0, 2, 1, 3))
+
+    h = link.weigh(split(link.query(x, n_batch_axes=2)), split(link.key(x, n_batch_axes=2)))
+    h = link.out(F.reshape(F.transpose(h, (0, 2, 1, 3)), (b * t, d)))
+    return F.reshape(h, (b, t, d))
+
+
+def every_pixel(link, x):
+    h = F.transpose(chainer.as_variable(x), (0, 2, 3, 1))
+    return F.reshape(link(F.reshape(h, (-1, x.shape[1]))), (len(x), -1))
+
+
+class Critic(chainer.Chain):
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.conv = L.Convolution2D(1, 3, 3, pad=1)
+            self.hidden = L.Linear(48, 6)
+            self.out = L.Linear(6, 1)
+
+    def forward(self, x):
+        return self.out(F.sin(self.hidden(F.sin(self.conv(x)))))
+
+
+def gradient_penalty(link, x):
+    """Double backpropagation: the weights are used once more, in the gradient."""
+    x = chainer.Variable(x)
+    y = link(x)
+    (gx,) = chainer.grad([y], [x], enable_double_backprop=True)
+    return y + F.expand_dims((F.sqrt(F.sum(gx * gx, axis=(1, 2, 3))) - 1) ** 2, 1)
+
+
 SETTINGS = {
     'linear': Setting(lambda: L.Linear(4, 3), (4,)),
     'linear of images': Setting(lambda: L.Linear(None, 3), (2, 3, 2)),
@@ -149,6 +259,56 @@ SETTINGS = {
     'mlp convolution': Setting(lambda: L.MLPConvolution2D(3, (4, 2), 3), (3, 5, 5)),
     'inception': Setting(lambda: L.Inception(3, 2, 2, 3, 2, 2, 2), (3, 6, 6)),
     'highway': Setting(lambda: L.Highway(4), (4,)),
+    'stateless lstm': Setting(lambda: L.StatelessLSTM(3, 4), (5, 3), call=lstm_steps),
+    'stateless gru': Setting(lambda: L.StatelessGRU(3, 4), (4, 3), call=gru_steps),
+    'outputs of every step': Setting(Tagger, (4, 3), call=tags_stacked_along_time),
+    'outputs step by step': Setting(Tagger, (4, 3), call=tags_one_by_one),
+    'steps of a transposed batch': Setting(
+        lambda: L.Linear(3, 2), (4, 3), call=steps_of_a_transposed_batch
+    ),
+    'heads along axis 0': Setting(Attention, (3, 4), call=heads_along_axis_0),
+    'heads by transposing': Setting(Attention, (3, 4), call=heads_by_transposing),
+    'linear on every pixel': Setting(lambda: L.Linear(3, 2), (3, 4, 4), call=every_pixel),
+    'convolution of frames': Setting(
+        lambda: L.Convolution2D(2, 4, 3, groups=2), (4, 2, 5, 5), call=frames
+    ),
+    'deconvolution of frames': Setting(
+        lambda: L.Deconvolution2D(2, 3, 2), (4, 2, 3, 3), call=frames
+    ),
+    'group normalization of frames': Setting(
+        lambda: L.GroupNormalization(2, 4), (3, 4, 3, 3), call=frames
+    ),
+    'layer normalization of rows': Setting(lambda: L.LayerNormalization(4), (3, 4), call=frames),
+    'scale of frames': Setting(lambda: L.Scale(1, (4,), bias_term=True), (3, 4, 2), call=frames),
+    'embedding of rows': Setting(
+        lambda: chainer.Sequential(
+            L.EmbedID(7, 3),
+            lambda h: F.reshape(h, (-1, 3)),
+            L.Linear(3, 2),
+            lambda h: F.reshape(h, (-1, 4, 2)),
+        ),
+        (4,),
+        ids=7,
+    ),  # fmt: skip
+    'gradient penalty': Setting(Critic, (1, 4, 4), call=gradient_penalty),
+    'prelu': Setting(lambda: L.PReLU((3,)), (3, 4)),
+    'prelu with one slope': Setting(lambda: L.PReLU(()), (3, 4)),
+    'peephole lstm': Setting(lambda: L.StatefulPeepholeLSTM(3, 4), (4, 3), call=over_time),
+    'a scalar twice': Setting(
+        params(
+            lambda link, x: x * F.broadcast_to(link.p, x.shape) + F.broadcast_to(link.p, x.shape),
+            p=(),
+        ),
+        (3, 4),
+    ),
+    'transposed weight': Setting(
+        params(lambda link, x: F.linear(x, F.transpose(link.W)), W=(3, 2)), (3,)
+    ),
+    'forget': Setting(
+        lambda: L.Linear(4, 3),
+        (4,),
+        call=lambda link, x: F.forget(lambda x: F.sin(link(x)), chainer.Variable(x)),
+    ),
     'maxout': Setting(lambda: L.Maxout(4, 3, 2), (4,)),
 }
 

@@ -386,8 +386,6 @@ def test_parameters_combined_without_data_are_refused():
 @pytest.mark.parametrize(
     'make',
     [
-        lambda: (L.PReLU((4,)), (6, 4)),
-        lambda: (L.Bilinear(4, 4, 2), (6, 4)),
         lambda: (L.LocalConvolution2D(2, 3, 4, 3), (6, 2, 4, 4)),
         lambda: (L.Swish((4,)), (6, 4)),
     ],

@@ -15,6 +15,7 @@ Rules of users' own functions::
 """
 
 from vgc_chainer.second_moment import (  # noqa: F401  (each registers its rules)
+    bilinear,
     convolution,
     elementwise,
     embed_id,

@@ -1,9 +1,10 @@
-"""Bias and Scale, and sums and products written out: y = x + p, y = x * p, p broadcast.
+"""Bias, Scale and PReLU, and sums and products written out: y = x + p, y = x * p, p broadcast.
 
 The contribution of sample z to p is gy_z, for a product gy_z * x_z, summed over the axes
-along which p was broadcast.
+along which p was broadcast. PReLU is a product where x < 0.
 """
 
+from chainer.functions.activation.prelu import PReLUFunction
 from chainer.functions.math.basic_math import Add, Mul, MultiAdd, Sub
 
 from vgc_chainer.second_moment.registry import register
@@ -28,6 +29,18 @@ def add(use):
 @register(Mul, broadcasts=True, applies=_constant_over_samples)
 def multiply(use):
     return _reduced(use, widened(use.out_grad[0]) * widened(use.in_data[1 - use.index]))
+
+
+def _slope(function, index, shape):
+    return index == 1
+
+
+@register(PReLUFunction, applies=_slope)
+def prelu(use):
+    x = widened(use.in_data[0])
+    c = widened(use.out_grad[0]) * (x * (x < 0))
+    axes = tuple(range(1 + len(use.shape), c.ndim))
+    return SampleTerm(c.sum(axis=axes) if axes else c)
 
 
 def _reduced(use, c):

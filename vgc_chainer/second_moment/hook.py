@@ -9,7 +9,7 @@ import numpy as np
 from vgc_chainer.second_moment import backprop
 from vgc_chainer.second_moment.graph import read_graph
 from vgc_chainer.second_moment.registry import UnsupportedFunctionError
-from vgc_chainer.second_moment.terms import total_square_sum
+from vgc_chainer.second_moment.terms import different_counts, total_square_sum
 from vgc_chainer.timing import Timings
 
 POLICIES = ('error', 'batch', 'dense')
@@ -131,7 +131,11 @@ class SecondMomentHook(chainer.FunctionHook):
         observed = {id(param.node): param for param in self._params}
         current = _Pass(read_graph(outputs, observed) if observed else [])
         for key, uses in current.uses_of.items():
+            if any(key in outer.params for outer in self._passes):
+                raise UnsupportedFunctionError(_nested(self._names[key]))
             self._prepare(current, key, uses)
+        for outer in self._passes:
+            outer.params.update(current.params)
         self._passes.append(current)
 
     def backward_preprocess(self, function, in_data, out_grad):
@@ -170,14 +174,17 @@ class SecondMomentHook(chainer.FunctionHook):
 
     def _prepare(self, current, key, uses):
         param, name = uses[0].param, self._names[key]
-        current.fresh[key] = param.grad is None
+        current.fresh[key] = param.grad is None or (key in self._moments and not param.grad.any())
         unsupported = [use for use in uses if use.rule is None]
         rules = {use.rule.name for use in uses if use.rule is not None}
         rule = '+'.join(sorted(rules))
-        if unsupported:
+        counts = sorted({use.n_samples for use in uses})
+        if unsupported or len(counts) > 1:
             rule = self.policy(name)
             if rule == 'error':
-                raise UnsupportedFunctionError(_explain(name, unsupported[0]))
+                if unsupported:
+                    raise UnsupportedFunctionError(_explain(name, unsupported[0]))
+                raise UnsupportedFunctionError(different_counts(name, counts))
             if rule == 'dense':
                 self._dense.add(key)
             else:
@@ -229,11 +236,15 @@ def format_coverage(coverage):
 
 def _explain(name, use):
     layer = name.rpartition('/')[0] or '/'
-    reason = 'which has no rule for second moments'
-    if use.n_samples == 0:
-        reason = 'whose other inputs do not depend on data'
     return (
-        f'parameter {name} of layer {layer} is used by function {use.function.label}, {reason} '
+        f'parameter {name} of layer {layer} is used by function {use.function.label}, {use.why} '
         'there. Register a rule (vgc_chainer.second_moment.register), or choose '
         "unsupported='batch' or 'dense'"
+    )
+
+
+def _nested(name):
+    return (
+        f'parameter {name} is used inside a backward pass that runs within another one '
+        '(chainer.functions.forget), and elsewhere, too: its uses cannot be added sample by sample'
     )

@@ -9,19 +9,29 @@ Where several rows belong to one sample (``n_batch_axes`` > 1, or a user's own (
 """
 
 import chainer
-from chainer.functions.connection.linear import LinearFunction
+from chainer.functions.connection.linear import LinearFunction, LinearGradData
 
 from vgc_chainer.second_moment.registry import register
-from vgc_chainer.second_moment.terms import OuterTerm, SampleTerm
+from vgc_chainer.second_moment.terms import OuterTerm, SampleTerm, widened
 
 
 @register(LinearFunction)
 def linear(use):
     gy = use.out_grad[0]
-    n, positions = use.n_samples, len(gy) // use.n_samples
     if use.index == 2:
-        return SampleTerm(gy.reshape(n, positions, -1).sum(axis=1) if positions > 1 else gy)
-    x = use.in_data[0]
+        return SampleTerm(widened(gy).reshape(use.n_samples, -1, gy.shape[1]).sum(axis=1))
+    return _outer(gy, use.in_data[0], use.n_samples)
+
+
+@register(LinearGradData)
+def gradient_of_linear(use):
+    """y = x W, of which double backpropagation consists (gradient penalties)."""
+    return _outer(use.in_data[1], use.out_grad[0], use.n_samples)
+
+
+def _outer(gy, x, n):
+    """Contributions ``sum over rows of gy^T x`` of n samples."""
+    positions = len(gy) // n
     x = x.reshape(len(gy), -1)
 
     def factors(start, stop):

@@ -55,6 +55,10 @@ class Term:
         """Working memory of :meth:`per_sample` for one sample."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
+    def folded(self, n_samples):
+        """The contributions of fewer samples, each of which is several of ours in a row."""
+        return _Folded(self, n_samples)
+
     def reshaped(self, shape):
         """The same contributions for a parameter that was reshaped to ours."""
         return _View(self, lambda c, lead: c.reshape(c.shape[:lead] + tuple(shape)), shape)
@@ -87,6 +91,21 @@ class _View(Term):
         return self.term.bytes_per_sample()
 
 
+class _Folded(Term):
+    """Another term whose contributions are added up in groups of equal size."""
+
+    def __init__(self, term, n_samples):
+        self.term, self.n_samples, self.rows = term, n_samples, term.n_samples // n_samples
+        self.shape, self.dtype, self.xp = term.shape, term.dtype, term.xp
+
+    def per_sample(self, start, stop):
+        c = self.term.per_sample(start * self.rows, stop * self.rows)
+        return c.reshape((stop - start, self.rows) + c.shape[1:]).sum(axis=1)
+
+    def bytes_per_sample(self):
+        return self.rows * self.term.bytes_per_sample()
+
+
 class SampleTerm(Term):
     """Contributions given as they are: biases, scales.
 
@@ -101,6 +120,9 @@ class SampleTerm(Term):
 
     def per_sample(self, start, stop):
         return self.c[start:stop]
+
+    def folded(self, n_samples):
+        return SampleTerm(self.c.reshape((n_samples, -1) + self.shape).sum(axis=1))
 
     def merged(self, others):
         return SampleTerm(sum((other.c for other in others), self.c))
@@ -153,6 +175,23 @@ class OuterTerm(Term):
             self.shape, self.dtype, self.xp,
         )  # fmt: skip
 
+    def folded(self, n_samples):
+        rows = self.n_samples // n_samples
+
+        def factors(start, stop):
+            # Positions of all rows of a sample side by side.
+            return tuple(
+                f.reshape((stop - start, rows) + f.shape[1:])
+                .transpose(0, 2, 3, 1, 4)
+                .reshape((stop - start,) + f.shape[1:3] + (-1,))
+                for f in self.factors(start * rows, stop * rows)
+            )
+
+        return OuterTerm(
+            factors, n_samples, self.groups, self.rows, self.columns, rows * self.positions,
+            self.shape, self.dtype, self.xp,
+        )  # fmt: skip
+
     def square_sum(self, memory):
         if self.positions != 1:
             return super().square_sum(memory)
@@ -184,6 +223,12 @@ class EmbedTerm(Term):
         self.ids, self.gy = ids, widened(gy)
         self.n_samples, self.shape, self.dtype = len(ids), (n_rows, gy.shape[2]), self.gy.dtype
         self.xp = chainer.backend.get_array_module(gy)
+
+    def folded(self, n_samples):
+        width = self.shape[1]
+        return EmbedTerm(
+            self.ids.reshape(n_samples, -1), self.gy.reshape(n_samples, -1, width), self.shape[0]
+        )
 
     def merged(self, others):
         terms = [self, *others]
@@ -230,6 +275,14 @@ def _sum_by_key(key, rows, xp):
     return key[starts], xp.add.reduceat(rows, starts, axis=0)
 
 
+def different_counts(what, counts):
+    """Why the uses of a parameter cannot be added."""
+    return (
+        f'parameter {what} is used with different numbers of samples ({counts}) in one backward '
+        "pass: its uses cannot be added sample by sample. Choose unsupported='batch' or 'dense'"
+    )
+
+
 def total_square_sum(terms, memory, what):
     """Second moment of all uses of one parameter: contributions are added, then squared.
 
@@ -244,11 +297,7 @@ def total_square_sum(terms, memory, what):
     first = terms[0]
     counts = {term.n_samples for term in terms}
     if len(counts) > 1:
-        raise UnsupportedFunctionError(
-            f'parameter {what} is used with different numbers of samples ({sorted(counts)}) in '
-            'one backward pass: its uses cannot be added sample by sample. Set '
-            "unsupported='batch' or 'dense' for it"
-        )
+        raise UnsupportedFunctionError(different_counts(what, sorted(counts)))
     if len(terms) == 1:
         return first.square_sum(memory)
     merged = None
