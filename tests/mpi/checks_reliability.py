@@ -1,12 +1,13 @@
 """Replicas that drift apart, ranks that lost each other, messages damaged on the way."""
 
+import chainer
 import chainermn
 import numpy as np
 import pytest
 from chainer import optimizers
 
 from tests.mpi.common import SETTINGS, Net, backward, created, world
-from vgc_chainer.errors import MismatchError, WireError
+from vgc_chainer.errors import MismatchError, NonFiniteError, WireError
 from vgc_chainer.transport.mpi import MPITransport
 
 last = world.size - 1
@@ -90,6 +91,60 @@ def test_ranks_at_different_steps():
     backward(model, 1)
     with pytest.raises(MismatchError, match=r'is at step [68], rank \d+ at [68]'):
         comm.multi_node_mean_grad(model)
+    assert world.allreduce(1) == world.size
+
+
+def exchanged(model, comm, steps=3):
+    """Random gradients by hand, exchanged; whether all ranks got the same."""
+    rng = np.random.default_rng(world.rank)
+    for _ in range(steps):
+        for param in model.params():
+            param.grad = rng.standard_normal(param.shape).astype(param.dtype)
+        comm.multi_node_mean_grad(model)
+    gathered = world.allgather([param.grad.tobytes() for param in model.params()])
+    return all(theirs == gathered[0] for theirs in gathered)
+
+
+@pytest.mark.parametrize(('name', 'options'), SETTINGS)
+def test_a_model_of_one_parameter(name, options):
+    comm = created(name, unsupported='batch', **options)
+    model = chainer.Link()
+    with model.init_scope():
+        model.scalar = chainer.Parameter(np.array(1, np.float32))
+    comm.bcast_data(model)
+    if comm.hook is None:
+        assert exchanged(model, comm)
+        return
+    for number in range(3):
+        model.cleargrads()
+        loss = chainer.functions.sum(model.scalar * np.float32(number + world.rank + 1))
+        loss.backward()
+        comm.multi_node_mean_grad(model)
+    assert len(set(world.allgather(float(model.scalar.grad)))) == 1
+
+
+def test_a_model_of_many_small_arrays():
+    """2,000 of them; make soak takes 10,000 with every compressor."""
+    model = chainer.ChainList(*[chainer.links.Bias(shape=(1 + k % 7,)) for k in range(2000)])
+    comm = created('strom', tau=0.5)
+    comm.bcast_data(model)
+    assert exchanged(model, comm)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_nonfinite_second_moment(bad, monkeypatch):
+    comm = created('variance', alpha=1.0)
+    model, step = trainer_of(comm)
+    step(0)
+    step(1)
+    r, v = comm.compressor.r.copy(), comm.compressor.v.copy()
+    backward(model, 2)
+    if world.rank == last:
+        comm.hook.moment(model.fc1.W)[1, 2] = bad
+    with pytest.raises(NonFiniteError, match=f'/fc1/W on rank {last} at step 2'):
+        comm.multi_node_mean_grad(model)
+    np.testing.assert_array_equal(comm.compressor.r, r)
+    np.testing.assert_array_equal(comm.compressor.v, v)
     assert world.allreduce(1) == world.size
 
 
