@@ -114,6 +114,134 @@ def test_a_gradient_that_was_thrown_away_takes_its_moment_along():
         np.testing.assert_array_equal(moment, expected[name])
 
 
+def test_a_gradient_that_was_zeroed_takes_its_moment_along():
+    model = net()
+    expected = moments_of(model, 2)
+
+    def run():
+        loss_of(model, 1).backward()
+        for param in model.params():
+            param.grad[...] = 0
+        loss_of(model, 2).backward()
+
+    for name, moment in observed(model, run)[0].items():
+        np.testing.assert_array_equal(moment, expected[name])
+
+
+def test_a_parameter_that_got_no_gradient_this_time_keeps_nothing_new():
+    model = net()
+
+    def run():
+        loss_of(model, 1).backward()
+        model.cleargrads()
+        F.sum(model[2](np.ones((6, 5)))).backward()
+
+    moments, hook = observed(model, run)
+    assert model[0].W.grad is None
+    assert hook.moment(model[2].b) is not None
+    assert_close(moments['/1/b'], np.full(3, 6.0), 1e-12)
+
+
+def test_forgotten_layers_that_are_used_elsewhere_are_refused():
+    """F.forget runs a backward pass within the backward pass: two graphs, one parameter."""
+    with chainer.using_config('dtype', np.float64):
+        link = L.Linear(4, 4)
+
+    def forgotten(h):
+        return F.forget(lambda h: F.tanh(link(h)), chainer.as_variable(h))
+
+    x = chainer.Variable(batch()[0])
+    for run in (lambda: link(forgotten(x)), lambda: forgotten(forgotten(x))):
+        with pytest.raises(UnsupportedFunctionError, match='forget'):
+            observed(link, lambda run=run: F.sum(run()).backward())
+
+
+def test_mixed_precision():
+    """Parameters of BatchNorm and of the rest in float32 or float16, data in float16."""
+    rng = np.random.default_rng(0)
+    x, t = rng.random((8, 2, 5, 5)).astype(np.float16), rng.integers(0, 3, 8).astype(np.int32)
+    with chainer.using_config('dtype', chainer.mixed16):
+        model = chainer.Sequential(
+            L.Convolution2D(2, 4, 3, nobias=True),
+            L.BatchNormalization(4),
+            F.relu,
+            L.Linear(36, 3),
+        )
+    with chainer.using_config('dtype', np.float64):
+        wide = chainer.Sequential(
+            L.Convolution2D(2, 4, 3, nobias=True),
+            L.BatchNormalization(4),
+            F.relu,
+            L.Linear(36, 3),
+        )
+    for param, source in zip(wide.params(), model.params()):
+        param.array[...] = source.array
+    scale = 128.0
+
+    def run():
+        with chainer.using_config('dtype', chainer.mixed16):
+            F.softmax_cross_entropy(model(x), t).backward(loss_scale=scale)
+
+    moments, _ = observed(model, run)
+    expected, _ = observed(
+        wide, lambda: F.softmax_cross_entropy(wide(x.astype(np.float64)), t).backward()
+    )
+    for name, moment in moments.items():
+        assert moment.dtype == np.float32
+        assert_close(moment / scale**2, expected[name], 0.05, name)
+
+
+def test_a_convolutional_net_against_single_samples():
+    """Pooling, dropout out of training, softmax cross entropy: the paper's layers in small."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 2, 8, 8)).astype(np.float32)
+    t = rng.integers(0, 3, 6).astype(np.int32)
+    model = chainer.Sequential(
+        L.Convolution2D(2, 4, 3, pad=1),
+        L.BatchNormalization(4),
+        F.relu,
+        lambda h: F.max_pooling_2d(h, 2),
+        L.Convolution2D(4, 6, 3),
+        F.relu,
+        F.dropout,
+        L.Linear(24, 3),
+    )
+    model[1].avg_mean[...], model[1].avg_var[...] = 0.1, 0.7
+    with chainer.using_config('train', False):
+        moments, _ = observed(model, lambda: F.softmax_cross_entropy(model(x), t).backward())
+        expected = dict.fromkeys(moments, 0)
+        for z in range(6):
+            model.cleargrads()
+            (F.softmax_cross_entropy(model(x[z : z + 1]), t[z : z + 1]) / 6).backward()
+            for name, param in model.namedparams():
+                expected[name] = expected[name] + param.grad.astype(np.float64) ** 2
+    for name, moment in moments.items():
+        assert_close(moment, expected[name], 1e-5, name)
+
+
+@pytest.mark.parametrize('nobias', [False, True])
+def test_bilinear(nobias):
+    """Chainer's bilinear function is float32 only."""
+    rng = np.random.default_rng(0)
+    a, b, w = (rng.standard_normal((5, k)).astype(np.float32) for k in (3, 2, 4))
+    link = L.Bilinear(3, 2, 4, nobias=nobias)
+    for param in link.params():
+        param.array[...] = rng.standard_normal(param.shape)
+    moments, hook = observed(link, lambda: F.sum(F.sin(link(a, b)) * w).backward())
+    gradients = {name: param.grad.copy() for name, param in link.namedparams()}
+    expected = dict.fromkeys(moments, 0)
+    for z in range(5):
+        link.cleargrads()
+        one = slice(z, z + 1)
+        F.sum(F.sin(link(a[one], b[one])) * w[one]).backward()
+        for name, param in link.namedparams():
+            expected[name] = expected[name] + param.grad.astype(np.float64) ** 2
+    for name, moment in moments.items():
+        assert_close(moment, expected[name], 1e-5, name)
+        assert moment.shape == gradients[name].shape
+    assert {c.rule for c in hook.coverage()} == {'bilinear'}
+
+
 def test_only_the_observed_model():
     mine, other = net(), net()
     moments, hook = observed(mine, lambda: F.sum(mine(batch()[0]) * other(batch()[0])).backward())
