@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 
+import numpy as np
 import pytest
 
 from tests.mpi_launcher import ROOT, mpi_environment, mpiexec, run
@@ -118,3 +119,32 @@ def test_ctrl_c_leaves_the_last_snapshot_good(tmp_path):
     result, states = program(2, ['Snapshots'], tmp_path, resume=True, stop=last + 2)
     assert result.returncode == 0 and len(states) == 2, result.stdout
     assert re.search(rf'^START ({last}|{last - 1})$', result.stdout, re.M), result.stdout
+
+
+def test_a_snapshot_cut_off_half_way_does_not_count(tmp_path, monkeypatch):
+    """The process dies while it writes: the name of a snapshot is given to whole files only."""
+    import types
+
+    from chainer import serializers
+
+    from tests.training.common import FakeComm
+    from vgc_chainer.training import Snapshots
+
+    trainer = types.SimpleNamespace(updater=types.SimpleNamespace(iteration=5))
+    trainer.serialize = lambda serializer: serializer('x', np.arange(1000))
+    snapshots = Snapshots(FakeComm(), str(tmp_path))
+    snapshots(trainer)
+
+    def half(file, obj):
+        with open(file, 'wb') as out:
+            out.write(b'PK half of it')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serializers, 'save_npz', half)
+    trainer.updater.iteration = 10
+    with pytest.raises(KeyboardInterrupt):
+        snapshots(trainer)
+    monkeypatch.undo()
+    assert snapshots._found() == {(0, 5)}
+    assert Snapshots(FakeComm(), str(tmp_path)).resume(trainer) == 10
+    assert zipfile.ZipFile(tmp_path / 'snapshot.0.5').testzip() is None
