@@ -18,6 +18,7 @@ from vgc_chainer.training import (
 DEFAULT = {
     **dict.fromkeys(['alpha', 'zeta', 'tau', 'bits', 'bucket_size', 'norm', 'clip']),
     **dict.fromkeys(['unrepresentable', 'error_feedback']),
+    **dict.fromkeys(['watchdog', 'check_replicas', 'checksum']),
     'communicator': 'variance',
 }
 
@@ -49,6 +50,10 @@ def parse(*argv, comm=None, check=communicator_options):
         ),
         (['--communicator', 'terngrad', '--clip', '2'], {'clip': 2.0, 'seed': 3}),
         (['--communicator', 'none'], {}),
+        (
+            ['--communicator', 'none', '--watchdog', '9', '--check-replicas', '5', '--checksum'],
+            {'watchdog': 9.0, 'check_replicas': 5, 'checksum': True},
+        ),
         (['--communicator', 'naive'], {}),
     ],
 )
@@ -75,6 +80,9 @@ def test_every_hyperparameter_is_on_the_command_line(name):
         (['--communicator', 'qsgd', '--bits', '9'], r'bits must be an integer in 2\.\.8'),
         (['--communicator', 'hybrid', '--error-feedback'], 'hybrid has no --error-feedback'),
         (['--communicator', 'naive', '--alpha', '1'], r'no --alpha \(its options: none\)'),
+        (['--communicator', 'naive', '--checksum'], 'naive has no --checksum'),
+        (['--watchdog', '0'], '--watchdog must be at least 0.001, not 0'),
+        (['--check-replicas', '-1'], '--check-replicas must be at least 0, not -1'),
         (['--communicator', 'dgc'], "invalid choice: 'dgc'"),
         (['--unrepresentable', 'lose'], "invalid choice: 'lose'"),
         (['--nonsense'], 'unrecognized arguments: --nonsense'),

@@ -6,6 +6,9 @@ import inspect
 from vgc_chainer.compressors import COMPRESSORS
 from vgc_chainer.training.errors import UsageError
 
+#: Options of compressed communicators that guard a run, and the least value each may have.
+GUARDS = {'watchdog': 1e-3, 'check_replicas': 0, 'checksum': None}
+
 # chainermn's own communicators, which exchange the gradients uncompressed and have no
 # hyperparameters.
 CHAINERMN = ('naive', 'flat', 'pure_nccl', 'non_cuda_aware')
@@ -71,6 +74,21 @@ def add_communicator_arguments(parser):
         default=None,
         help='variance: keep the quantisation error of sent elements instead of discarding it',
     )
+    group.add_argument(
+        '--watchdog',
+        type=float,
+        metavar='SECONDS',
+        help='end the job when a rank has waited so long for the others (1800)',
+    )
+    group.add_argument(
+        '--check-replicas',
+        type=int,
+        metavar='N',
+        help='compare the parameters of all ranks every N steps (never)',
+    )
+    group.add_argument(
+        '--checksum', action='store_true', default=None, help='check a CRC-32 of every message'
+    )
 
 
 def hyperparameters(communicator):
@@ -106,6 +124,18 @@ def communicator_options(args):
         if 'seed' in inspect.signature(compressor).parameters:
             given['seed'] = args.seed
         compressor(**given)  # checks the values
+    return {**given, **_guards(args)}
+
+
+def _guards(args):
+    """The options of :data:`GUARDS` that were given."""
+    given = {name: getattr(args, name) for name in GUARDS if getattr(args, name) is not None}
+    for name, value in given.items():
+        if args.communicator in CHAINERMN:
+            raise ValueError(f'--communicator {args.communicator} has no {_flag(name)}')
+        least = GUARDS[name]
+        if least is not None and not least <= value < float('inf'):
+            raise ValueError(f'{_flag(name)} must be at least {least}, not {value}')
     return given
 
 
