@@ -100,6 +100,13 @@ def test_words_of_a_group_that_is_said_to_be_absent_or_dense():
         decoded(compressor, message)
 
 
+def test_another_number_of_shards():
+    compressor = prepared('strom', {}, layout_of([(3,)]))
+    message = Message(words=np.uint32([1]), shard_counts=np.uint32([1, 0]))
+    with pytest.raises(WireError, match='rank 0 sent 2 shards'):
+        decoded(compressor, message)
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_dense_values_that_are_not_finite(bad):
     compressor = prepared('none', {}, layout_of())
