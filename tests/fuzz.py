@@ -98,6 +98,7 @@ class Target:
         assert (payload == sent).all(), 'the message itself was changed'
         assert np.isfinite(result).all()
         named = np.zeros(self.layout.total, bool)
+        assert message.shard_counts.sum(dtype=np.int64) == message.words.size
         base = np.repeat(np.arange(message.shard_counts.size), message.shard_counts)
         words = self.compressor.words
         index = (message.words & np.uint32((1 << words.index_bits) - 1)).astype(np.int64)
