@@ -1,4 +1,4 @@
-"""Damaged messages for the decoder of every compressor: ``python -m tests.fuzz [MESSAGES]``.
+"""Damaged messages for the decoder of every compressor: ``python -m tests.fuzz [MESSAGES [gpu]]``.
 
 A message is right, or it is refused with a WireError. Whatever it is, no other exception comes,
 nothing outside of the gradients is written, a refused message changes nothing at all, and an
@@ -10,8 +10,9 @@ import time
 
 import numpy as np
 
-from tests.compressors.common import SETTINGS, decoded, layout_of, prepared, random_step
+from tests.compressors.common import SETTINGS, layout_of, random_step
 from vgc_chainer import wire
+from vgc_chainer.compressors import COMPRESSORS
 from vgc_chainer.errors import WireError
 
 #: Number of 32-bit poison words before and behind every gradient.
@@ -32,11 +33,15 @@ class Target:
         name, options: Of the compressor.
         index_bits: Fewer than usual cut the model into shards.
         checksum: Send one.
+        dtype: Of the gradients.
+        xp: numpy or cupy: where the decoder works.
     """
 
-    def __init__(self, name, options, index_bits=None, checksum=False, dtype=np.float32):
+    def __init__(self, name, options, index_bits=None, checksum=False, dtype=np.float32, xp=np):
         self.layout = layout_of(SHAPES, dtype)
-        self.compressor = prepared(name, options, self.layout)
+        self.xp = xp
+        self.compressor = COMPRESSORS[name](**options)
+        self.compressor.prepare(self.layout, xp)
         if index_bits:
             self.compressor.words = type(self.compressor.words)(
                 self.compressor.code_bits, index_bits
@@ -51,24 +56,30 @@ class Target:
                 moments[3] = moments[1] = None
             if kind == 'empty':
                 gradients = moments = [np.zeros_like(g) for g in gradients]
+            gradients, moments = (
+                [None if x is None else xp.asarray(x) for x in arrays]
+                for arrays in (gradients, moments)
+            )
             message = self.compressor.compress(gradients, moments)
-            header, payload = message.header(), message.pack(np)
+            header, payload = message.header(), _host(message.pack(xp))
             if checksum:
                 header.checksum = wire.checksum(payload)
             self.messages.append((header.pack(), payload))
         self.good = self.received(*self.messages[0], 0)
-        self.alone = decoded(self.compressor, self.good) / self.layout.state_dtype.type(2)
+        alone = xp.zeros(self.layout.total, self.layout.state_dtype)
+        self.compressor.accumulate(self.good, alone)
+        self.alone = _host(alone) / self.layout.state_dtype.type(2)
 
     def received(self, record, payload, rank):
         """The message as a receiver sees it, checked as :class:`CompressedCommunicator` does."""
         header = wire.Header.unpack(record, rank)
         wire.require_plausible(header, self.layout, rank)
-        return wire.unpack(payload, header, self.layout, rank)
+        return wire.unpack(self.xp.asarray(payload), header, self.layout, rank)
 
     def decoded(self, messages):
         """Gradients after decode, flat; raises AssertionError if anything else was written."""
         sizes = [size * dtype.itemsize // 4 for size, dtype in self._arrays()]
-        memory = np.full(sum(sizes) + GUARD * (len(sizes) + 1), POISON, np.uint32)
+        memory = self.xp.full(sum(sizes) + GUARD * (len(sizes) + 1), POISON, np.uint32)
         gradients, guards, at = [], [slice(0, GUARD)], GUARD
         for words, shape, dtype in zip(sizes, self.layout.shapes, self.layout.dtypes):
             gradients.append(memory[at : at + words].view(dtype).reshape(shape))
@@ -82,7 +93,7 @@ class Target:
             raise
         for guard in guards:
             assert (memory[guard] == POISON).all(), 'written outside of the gradients'
-        return np.concatenate([g.reshape(-1) for g in gradients])
+        return np.concatenate([_host(g).reshape(-1) for g in gradients])
 
     def _arrays(self):
         return zip(self.layout.sizes, self.layout.dtypes)
@@ -101,12 +112,16 @@ class Target:
         assert message.shard_counts.sum(dtype=np.int64) == message.words.size
         base = np.repeat(np.arange(message.shard_counts.size), message.shard_counts)
         words = self.compressor.words
-        index = (message.words & np.uint32((1 << words.index_bits) - 1)).astype(np.int64)
+        index = (_host(message.words) & np.uint32((1 << words.index_bits) - 1)).astype(np.int64)
         named[index + (base << words.index_bits)] = True
         for group in message.dense:
             named[self.layout.slice(int(group))] = True
         np.testing.assert_array_equal(result[~named], self.alone[~named])
         return True
+
+
+def _host(array):
+    return array.get() if hasattr(array, 'get') else array
 
 
 def mutate(rng, target):
@@ -152,13 +167,13 @@ def _number(rng, n):
     return int(rng.choice([0, 1, -1, n, n + 1, 2**31, 2**32 + 1, 2**62, -(2**63), 7]))
 
 
-def targets():
+def targets(xp=np):
     """Every setting of every compressor, plain; and with shards, checksum or float64."""
     for name, options in SETTINGS:
-        yield f'{name} {options}', Target(name, options)
-        yield f'{name} {options} shards', Target(name, options, index_bits=4)
-        yield f'{name} {options} checksum', Target(name, options, checksum=True)
-        yield f'{name} {options} float64', Target(name, options, dtype=np.float64)
+        yield f'{name} {options}', Target(name, options, xp=xp)
+        yield f'{name} {options} shards', Target(name, options, index_bits=4, xp=xp)
+        yield f'{name} {options} checksum', Target(name, options, checksum=True, xp=xp)
+        yield f'{name} {options} float64', Target(name, options, dtype=np.float64, xp=xp)
 
 
 def fuzz(target, messages, rng):
@@ -166,8 +181,11 @@ def fuzz(target, messages, rng):
     return sum(target.feed(*mutate(rng, target)) for _ in range(messages))
 
 
-def main(messages=1_000_000):
-    everything = list(targets())
+def main(messages=1_000_000, device='cpu'):
+    xp = np
+    if device == 'gpu':
+        import cupy as xp
+    everything = list(targets(xp))
     each = -(-int(messages) // len(everything))
     start, total, accepted = time.monotonic(), 0, 0
     for number, (what, target) in enumerate(everything):

@@ -21,6 +21,14 @@ def test_damaged_messages(what):
     assert fuzz.fuzz(TARGETS[what], 150, rng) < 150
 
 
+@pytest.mark.gpu
+def test_damaged_messages_on_a_gpu():
+    import cupy
+
+    for number, (what, target) in enumerate(fuzz.targets(cupy)):
+        assert fuzz.fuzz(target, 40, np.random.default_rng(number)) < 40, what
+
+
 def test_undamaged_messages_are_accepted():
     for what, target in TARGETS.items():
         for record, payload in target.messages:
