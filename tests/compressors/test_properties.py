@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.compressors.common import SETTINGS, decoded, flat, layout_of, prepared
 
-every_trace = settings(max_examples=60, deadline=None)
+every_trace = settings(max_examples=30, deadline=None)
 
 #: Multiples of 2^-10 below 8: every sum and difference of a trace is exact in float64.
 numbers = st.integers(-(2**13), 2**13).map(lambda n: n / 1024)
