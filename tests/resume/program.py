@@ -47,13 +47,13 @@ def data():
     return chainer.datasets.TupleDataset(x, rng.integers(0, 3, 120).astype(np.int32))
 
 
-def state_hash(trainer, comm):
+def state_hash(trainer, comm, reported):
     """Hash of all that a snapshot holds but times, and of the residuals in memory."""
     box = chainer.serializers.DictionarySerializer()
     trainer.serialize(box)
     for key, value in comm.state().items() if hasattr(comm, 'state') else ():
         box.target[f'comm/{key}'] = value
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(reported).encode())
     for key in sorted(box.target):
         if not any(word in key for word in ('elapsed_time', 'Log', 'Snapshot', 'Checkpointer')):
             digest.update(key.encode() + np.ascontiguousarray(box.target[key]).tobytes())
@@ -89,6 +89,13 @@ def main(
     trainer = chainer.training.Trainer(updater, EndOfTraining(stop, 'iteration'), out=out)
     trainer.extend(CommunicatorState(comm, optimizer))
     trainer.extend(CompressionReport(comm), trigger=(4, 'iteration'))
+    reported = {}
+    trainer.extend(
+        lambda t: reported.update({t.updater.iteration: t.observation.get('elements_sent')}),
+        name='record',
+        trigger=(8, 'iteration'),
+        priority=-1,
+    )
     if crash is not None:
         trainer.extend(
             lambda t: t.updater.iteration == crash and world.rank == 0 and os._exit(3),
@@ -105,7 +112,7 @@ def main(
     if world.rank == 0:
         print('START', trainer.updater.iteration, flush=True)
     trainer.run()
-    print('STATE', world.rank, *state_hash(trainer, comm), flush=True)
+    print('STATE', world.rank, *state_hash(trainer, comm, reported), flush=True)
 
 
 def take_snapshots(kind, trainer, comm, interval, resume, optimizer):
