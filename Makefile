@@ -31,6 +31,8 @@ setup: $(READY)  ## virtual environment with everything, Chainer built from sour
 $(READY): setup.py
 	@test -n "$(PYTHON)" || { echo 'No Python 3.9 to 3.12 that can make virtual environments;' \
 	  'install one, or say make PYTHON=/path/to/python'; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' || \
+	  { echo '$(PYTHON) is not a Python 3.9 to 3.12'; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools<81' wheel
 	$(BIN)/python -m pip install --quiet '$(NUMPY)'

@@ -1,6 +1,7 @@
 """Chainer on current Python and NumPy, however and whenever it is imported."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,13 +103,66 @@ def test_a_working_chainer_that_came_first_is_repaired_in_place():
 
 def test_numpy_keeps_its_names():
     out = python(
-        'import numpy\n'
-        'before = set(dir(numpy))\n'
-        'import vgc_chainer, chainermn\n'
+        'import sys, numpy\n'
+        'before = dict(vars(numpy))\n'
+        'import vgc_chainer, chainermn, chainer.testing\n'
         'gone = {"sctypes", "float", "int", "bool8", "distutils"}\n'
-        'print("new names:", sorted((set(dir(numpy)) - before) & gone))\n'
+        'print("new names:", sorted((set(vars(numpy)) - set(before)) & gone))\n'
+        'print("changed:", [name for name in before if vars(numpy)[name] is not before[name]])\n'
+        'print("stubs:", [n for n in ("numpy.distutils", "pkg_resources") if n in sys.modules])\n'
     )
     assert 'new names: []' in out
+    assert 'changed: []' in out
+    assert 'stubs: []' in out
+
+
+def _made_up_cupy(folder, source, cudnn):
+    (folder / 'cupy').mkdir()
+    (folder / 'cupy' / '__init__.py').write_text(source)
+    if cudnn:
+        (folder / 'cupy' / 'cudnn.py').write_text('')
+
+
+@pytest.mark.parametrize(
+    ('source', 'cudnn', 'expected'),
+    [
+        ('', False, '0'),
+        ('', True, None),
+        ('raise ImportError("libcuda.so.1")', False, None),
+    ],
+)
+def test_only_a_cupy_without_cudnn_silences_its_warning(
+    tmp_path, monkeypatch, source, cudnn, expected
+):
+    _made_up_cupy(tmp_path, source, cudnn)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split('.')[0] == 'cupy']:
+        monkeypatch.delitem(sys.modules, name)
+    # Set before it is removed, so that monkeypatch also undoes what the function sets.
+    monkeypatch.setenv('CHAINER_CUDNN', '1')
+    monkeypatch.delenv('CHAINER_CUDNN')
+    compat._silence_missing_cudnn()
+    assert os.environ.get('CHAINER_CUDNN') == expected
+    for name in [name for name in sys.modules if name.split('.')[0] == 'cupy']:
+        del sys.modules[name]  # monkeypatch puts the real one back
+
+
+def test_the_users_own_choice_of_cudnn_stands(tmp_path, monkeypatch):
+    _made_up_cupy(tmp_path, 'raise AssertionError("must not be imported")', False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv('CHAINER_CUDNN', '1')
+    compat._silence_missing_cudnn()
+    assert os.environ['CHAINER_CUDNN'] == '1'
+
+
+def test_with_a_cupy_that_cannot_be_imported(tmp_path):
+    _made_up_cupy(tmp_path, 'raise ImportError("libcuda.so.1: no such file")', False)
+    out = python(
+        f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
+        'import vgc_chainer, chainer\n'
+        'print("available:", chainer.backends.cuda.available)\n'
+    )
+    assert 'available: False' in out
 
 
 def test_no_repaired_bytecode_is_written(tmp_path):
@@ -183,6 +237,16 @@ def test_as_strided():
     y.grad = np.ones_like(y.array)
     y.backward()
     np.testing.assert_array_equal(x.grad, [1, 1, 2, 2, 2, 2, 1, 1])
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+def test_as_strided_has_a_gradient_for_every_float(dtype):
+    x = chainer.Variable(np.arange(4, dtype=dtype))
+    y = F.as_strided(x, (2, 2), (2, 1))
+    y.grad = np.array([[1, 2], [3, 4]], dtype)
+    y.backward()
+    assert x.grad.dtype == dtype
+    np.testing.assert_array_equal(x.grad, [1, 2, 3, 4])
 
 
 def test_resize_images():
